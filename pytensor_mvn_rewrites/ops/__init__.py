@@ -1,0 +1,17 @@
+"""The fused ops: each carries its reference graph and a closed-form, differentiable pullback."""
+
+from pytensor_mvn_rewrites.ops.mvnormal import MvNormalLogp, MvNormalLogpPullback, mvnormal_logp
+from pytensor_mvn_rewrites.ops.quadlogdet import (
+    InvQuadLogdet,
+    InvQuadLogdetPullback,
+    inv_quad_logdet,
+)
+
+__all__ = [
+    "InvQuadLogdet",
+    "InvQuadLogdetPullback",
+    "MvNormalLogp",
+    "MvNormalLogpPullback",
+    "inv_quad_logdet",
+    "mvnormal_logp",
+]

@@ -1,0 +1,260 @@
+"""What the Gaussian ops share: parametrizations, the reference graph, batch dimensions.
+
+Every op of this package takes a matrix in one of three parametrizations ``param``:
+
+===========  =======================================  ======================================
+``param``    matrix                                   triangle that is read
+===========  =======================================  ======================================
+``"cov"``    covariance :math:`\\Sigma`                lower (PyTensor's Cholesky reads it)
+``"chol"``   Cholesky factor :math:`L`, lower         lower
+``"tau"``    precision :math:`\\Sigma^{-1}`            lower
+===========  =======================================  ======================================
+
+All inputs broadcast as gufuncs do: the core dimensions ``(n)`` and ``(n, n)`` come last, and the
+batch dimensions before them are aligned from the right.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import pytensor.tensor as pt
+from pytensor.graph.basic import Variable
+from pytensor.graph.replace import _vectorize_node
+from pytensor.tensor.symbolic import TensorSymbolicOp
+
+PARAMS = ("cov", "chol", "tau")
+
+
+def whiten(delta, matrix, param: str):
+    r"""Half the log-determinant of :math:`\Sigma`, the whitened vector, and whether all is well.
+
+    Parameters
+    ----------
+    delta : tensor, shape (..., n)
+        A difference to the mean.
+    matrix : tensor, shape (..., n, n)
+        In the parametrization `param`.
+    param : {"cov", "chol", "tau"}
+
+    Returns
+    -------
+    z : tensor, shape (..., n)
+        A vector with :math:`z^\top z = \delta^\top \Sigma^{-1} \delta`.
+    half_logdet : tensor, shape (...)
+        :math:`\tfrac12 \log|\Sigma|`.
+    posdef : tensor of bool, shape (...)
+        False where the factorization failed or a pivot is not positive.
+    """
+    chol = matrix if param == "chol" else pt.linalg.cholesky(matrix, lower=True)
+    diag = pt.diagonal(chol, axis1=-2, axis2=-1)
+    half_logdet = pt.log(diag).sum(axis=-1)
+    posdef = pt.all(diag > 0, axis=-1)
+    if param == "tau":
+        # tau = L L', so delta' tau delta = |L' delta|^2 and Sigma's log-determinant is minus tau's
+        z = (pt.tril(chol).mT @ delta[..., None])[..., 0]
+        return z, -half_logdet, posdef
+    return pt.linalg.solve_triangular(chol, delta, lower=True, b_ndim=1), half_logdet, posdef
+
+
+def whitened_pullback(delta, matrix, g_quad, g_half_logdet, param: str):
+    r"""Pull cotangents of (quaddist, half_logdet) back to `delta` and `matrix`.
+
+    With :math:`a = \Sigma^{-1}\delta` and :math:`q = \delta^\top a`,
+
+    .. math::
+
+        \bar\delta &= 2 \bar q\, a \\
+        \bar\Sigma &= -\bar q\, a a^\top + \tfrac12 \bar h\, \Sigma^{-1} \\
+        \bar L &= -2 \bar q\, \mathrm{tril}(a z^\top) + \bar h\, \mathrm{diag}(1 / L_{ii}) \\
+        \bar\tau &= \bar q\, \delta \delta^\top - \tfrac12 \bar h\, \tau^{-1}
+
+    where the symmetric ones are folded into the lower triangle, off-diagonal entries doubled,
+    because only the lower triangle is an input of the unrewritten graph.
+    (Petersen & Pedersen, The Matrix Cookbook, 2012, eqs. 57, 61 and 72.)
+
+    Parameters
+    ----------
+    delta : tensor, shape (..., n)
+    matrix : tensor, shape (..., n, n)
+    g_quad, g_half_logdet : tensor, shape (...)
+    param : {"cov", "chol", "tau"}
+
+    Returns
+    -------
+    d_delta : tensor, shape (..., n)
+    d_matrix : tensor, shape (..., n, n)
+        With the joint batch dimensions of all inputs; lower triangular.
+    """
+    chol = matrix if param == "chol" else pt.linalg.cholesky(matrix, lower=True)
+    g_quad_vec, g_quad_mat = g_quad[..., None], g_quad[..., None, None]
+    g_half_vec, g_half_mat = g_half_logdet[..., None], g_half_logdet[..., None, None]
+
+    def outer(a, b):
+        return a[..., :, None] * b[..., None, :]
+
+    if param == "tau":
+        tril = pt.tril(chol)
+        a = (tril @ (tril.mT @ delta[..., None]))[..., 0]
+        # tau's own inverse is the covariance
+        d_matrix = g_quad_mat * outer(delta, delta) - 0.5 * g_half_mat * _inverse(chol)
+        return 2 * g_quad_vec * a, _fold_lower(d_matrix)
+
+    z = pt.linalg.solve_triangular(chol, delta, lower=True, b_ndim=1)
+    a = pt.linalg.solve_triangular(chol, z, lower=True, trans=True, b_ndim=1)
+    d_delta = 2 * g_quad_vec * a
+    if param == "chol":
+        inv_diag = 1 / pt.diagonal(chol, axis1=-2, axis2=-1)
+        n = matrix.shape[-1]
+        d_chol = -2 * g_quad_mat * pt.tril(outer(a, z))
+        return d_delta, d_chol + pt.eye(n) * (g_half_vec * inv_diag)[..., None, :]
+    d_cov = -g_quad_mat * outer(a, a) + 0.5 * g_half_mat * _inverse(chol)
+    return d_delta, _fold_lower(d_cov)
+
+
+def _inverse(chol):
+    """(L L')^-1 from the lower Cholesky factor L."""
+    eye = pt.eye(chol.shape[-1], dtype=chol.dtype)
+    inv_chol = pt.linalg.solve_triangular(chol, eye, lower=True, b_ndim=2)
+    return inv_chol.mT @ inv_chol
+
+
+def _fold_lower(symmetric):
+    """Gradient for a symmetric matrix -> gradient for its lower triangle."""
+    n = symmetric.shape[-1]
+    fold = 2 * pt.tri(n, dtype=symmetric.dtype) - pt.eye(n, dtype=symmetric.dtype)
+    return symmetric * fold
+
+
+class GaussianOp(TensorSymbolicOp):
+    """Base of the ops whose last core input is a matrix in the parametrization ``param``.
+
+    Subclasses set `core_ndims`, the number of core dimensions of each input, and `out_core_ndims`.
+    Instances are memoised by (class, param, input types): a loop of 5000 terms builds one graph.
+    """
+
+    __props__: tuple[str, ...] = ("param",)
+    core_ndims: tuple[int, ...]
+    out_core_ndims: tuple[int, ...]
+    param: str
+
+    def __init__(self, *, param: str = "cov", **kwargs):
+        if param not in PARAMS:
+            raise ValueError(f"param must be one of {PARAMS}, got {param!r}")
+        self.param = param
+        super().__init__(**kwargs)
+
+    def __call__(self, *inputs, **kwargs):
+        inputs = self.filter_inputs(*inputs)
+        for inp, core_ndim in zip(inputs, self.core_ndims, strict=True):
+            if inp.type.ndim < core_ndim:
+                raise ValueError(
+                    f"{self} needs an input of at least {core_ndim} dimensions, got {inp.type}"
+                )
+        op = _memoised(type(self), self.param, tuple(inp.type for inp in inputs))
+        return super(TensorSymbolicOp, op).__call__(*inputs, **kwargs)
+
+    def __str__(self):
+        return f"{type(self).__name__}{{{self.param}}}"
+
+    @property
+    def batch_ndim(self) -> int:
+        """Number of batch dimensions that the inputs have together."""
+        return max(
+            t.ndim - core for t, core in zip(self.input_types, self.core_ndims, strict=True)
+        )
+
+    def infer_shape(self, node, shapes):
+        """Batch shape by broadcasting, core shape from the matrix."""
+        batch = []
+        for axis in range(-self.batch_ndim, 0):
+            dims = [
+                (shape[axis - core], inp.type.shape[axis - core])
+                for inp, shape, core in zip(node.inputs, shapes, self.core_ndims, strict=True)
+                if len(shape) - core >= -axis
+            ]
+            # PyTensor broadcasts only what is statically 1: any other dimension has the answer
+            batch.append(min(dims, key=lambda dim: dim[1] == 1)[0])
+        n = shapes[self.matrix_index][-1]
+        return [(*batch, *((n,) * core)) for core in self.out_core_ndims]
+
+    @property
+    def matrix_index(self) -> int:
+        """Position of the matrix among the inputs."""
+        return self.core_ndims.index(2)
+
+
+@lru_cache(maxsize=4096)
+def _memoised(cls: type[GaussianOp], param: str, input_types: tuple):
+    return cls(param=param, input_types=list(input_types))
+
+
+class GaussianPullbackOp(GaussianOp):
+    """Base of the pullbacks: gradients have the shapes of the forward op's inputs.
+
+    The joint batch is summed over the dimensions along which an input was broadcast.
+    The inputs are those of the forward op followed by one cotangent for each differentiable output.
+    """
+
+    forward_core_ndims: tuple[int, ...]
+
+    def infer_shape(self, node, shapes):
+        """Gradients have the shapes of the inputs."""
+        return list(shapes[: len(self.forward_core_ndims)])
+
+    def sum_to_inputs(self, inputs: Sequence[Variable], grads: Sequence[Variable]):
+        """Sum each gradient over the batch dimensions along which its input was broadcast."""
+        return [
+            sum_to_type(grad, inp, core)
+            for inp, grad, core in zip(inputs, grads, self.forward_core_ndims, strict=False)
+        ]
+
+
+def sum_to_type(grad, inp, core_ndim: int):
+    """Undo the broadcasting of `inp`: sum `grad` over the batch dimensions `inp` lacks."""
+    extra = grad.type.ndim - inp.type.ndim
+    if extra:
+        grad = grad.sum(axis=tuple(range(extra)))
+    axes = tuple(
+        axis
+        for axis in range(inp.type.ndim - core_ndim)
+        if inp.type.shape[axis] == 1 and grad.type.shape[axis] != 1
+    )
+    if axes:
+        grad = grad.sum(axis=axes, keepdims=True)
+    return pt.specify_shape(grad, inp.type.shape) if grad.type.shape != inp.type.shape else grad
+
+
+def add_batch_dims(op: GaussianOp, node, batched_inputs):
+    """Align new leading batch dimensions of some inputs with the old batch dimensions of all."""
+    aligned = []
+    for inp, batched, core in zip(node.inputs, batched_inputs, op.core_ndims, strict=True):
+        new = batched.type.ndim - inp.type.ndim
+        missing = op.batch_ndim - (inp.type.ndim - core)
+        if new and missing:
+            batched = pt.expand_dims(batched, axis=tuple(range(new, new + missing)))
+        aligned.append(batched)
+    return aligned
+
+
+@_vectorize_node.register(GaussianOp)
+def vectorize_gaussian(op, node, *batched_inputs):
+    """The ops broadcast by themselves: only align the dimensions."""
+    return op(*add_batch_dims(op, node, batched_inputs), return_list=True)[0].owner
+
+
+@_vectorize_node.register(GaussianPullbackOp)
+def vectorize_pullback(op, node, *batched_inputs):
+    """A gradient keeps every new batch dimension: give each input all of them first."""
+    new_ndims = [
+        batched.type.ndim - inp.type.ndim
+        for inp, batched in zip(node.inputs, batched_inputs, strict=True)
+    ]
+    source, new_ndim = max(zip(batched_inputs, new_ndims, strict=True), key=lambda pair: pair[1])
+    batch_shape = tuple(source.shape)[:new_ndim]
+    full = [
+        batched
+        if own == new_ndim
+        else pt.broadcast_to(batched, (*batch_shape, *tuple(batched.shape)[own:]))
+        for batched, own in zip(batched_inputs, new_ndims, strict=True)
+    ]
+    return op(*add_batch_dims(op, node, full), return_list=True)[0].owner

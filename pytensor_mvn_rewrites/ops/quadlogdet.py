@@ -1,0 +1,90 @@
+"""``InvQuadLogdet``: the two expensive halves of every Gaussian-like log-density."""
+
+import pytensor.tensor as pt
+from pytensor.gradient import DisconnectedType, disconnected_type
+
+from pytensor_mvn_rewrites.ops.gaussian import (
+    GaussianOp,
+    GaussianPullbackOp,
+    whiten,
+    whitened_pullback,
+)
+
+
+class InvQuadLogdet(GaussianOp):
+    r"""Quadratic form and half log-determinant, signature ``(n),(n,n)->(),(),()``.
+
+    .. math:: q = \delta^\top \Sigma^{-1} \delta, \qquad h = \tfrac12 \log|\Sigma|
+
+    Student's t, GP marginals and every density that is a function of `q` and `h` lowers through
+    this op; :class:`MvNormalLogp` is the special case :math:`-\tfrac n2\log 2\pi - q/2 - h`.
+
+    Inputs
+        delta : float, shape (..., n); matrix : float, shape (..., n, n), parametrized as `param`.
+
+    Outputs
+        quaddist, half_logdet : float, shape (...), NaN where the matrix is not positive definite;
+        posdef : bool, shape (...).
+    """
+
+    core_ndims = (1, 2)
+    out_core_ndims = (0, 0, 0)
+
+    def build_inner_graph(self, delta, matrix):
+        """The formula, in plain PyTensor."""
+        z, half_logdet, posdef = whiten(delta, matrix, self.param)
+        quaddist = (z**2).sum(axis=-1)
+        return [
+            quaddist,
+            pt.broadcast_to(half_logdet, quaddist.shape),
+            pt.broadcast_to(posdef, quaddist.shape),
+        ]
+
+    def pullback(self, inputs, outputs, output_grads):
+        """Closed form; a disconnected half counts as zero."""
+        if all(isinstance(g.type, DisconnectedType) for g in output_grads[:2]):
+            return [disconnected_type() for _ in inputs]
+        g_quad, g_half_logdet = (
+            pt.zeros_like(out) if isinstance(g.type, DisconnectedType) else g
+            for out, g in zip(outputs[:2], output_grads[:2], strict=True)
+        )
+        return InvQuadLogdetPullback(param=self.param)(
+            *inputs, g_quad, g_half_logdet, return_list=True
+        )
+
+    def connection_pattern(self, node):
+        """`half_logdet` does not depend on `delta`; `posdef` is not differentiable."""
+        return [[True, False, False], [True, True, False]]
+
+
+class InvQuadLogdetPullback(GaussianPullbackOp):
+    """Gradient of :class:`InvQuadLogdet`: ``(n),(n,n),(),()->(n),(n,n)``.
+
+    The formulas are those of :func:`~pytensor_mvn_rewrites.ops.gaussian.whitened_pullback`.
+    """
+
+    core_ndims = (1, 2, 0, 0)
+    forward_core_ndims = (1, 2)
+    out_core_ndims = (1, 2)
+
+    def build_inner_graph(self, delta, matrix, g_quad, g_half_logdet):
+        """The formulas, in plain PyTensor."""
+        grads = whitened_pullback(delta, matrix, g_quad, g_half_logdet, self.param)
+        return self.sum_to_inputs([delta, matrix], grads)
+
+
+def inv_quad_logdet(delta, matrix, param: str = "cov"):
+    """Apply :class:`InvQuadLogdet`; returns (quaddist, half_logdet, posdef), each of shape (...).
+
+    Parameters
+    ----------
+    delta : tensor_like of float, shape (..., n)
+    matrix : tensor_like of float, shape (..., n, n)
+    param : {"cov", "chol", "tau"}
+
+    Raises
+    ------
+    ValueError
+        If `param` is unknown or an input has too few dimensions.
+    """
+    return InvQuadLogdet(param=param)(delta, matrix, return_list=True)

@@ -1,0 +1,198 @@
+"""The pipeline: which rewrites run, in which order, in which database.
+
+::
+
+    PyMC model, or any PyTensor graph
+      |   logprob.py   MvNormalRV -> an RV whose log-density is one node    pymc's IR database
+      v
+    1 reroll/          N isomorphic terms -> one batched term               optdb["canonicalize"]
+    2 recognize/       Cholesky + solve + log-diagonal -> InvQuadLogdet     optdb["stabilize"]
+    3 structure/       what the matrix is made of -> cheaper ops            optdb["stabilize"]
+      |                ---- PyMC and nutpie take the gradient here ----
+      v
+    4 lower/           the ops and their pullbacks -> kernels               optdb, before fusion
+
+Stages 1 to 3 must sit inside these two databases: PyMC's pre-gradient pass runs
+``rewrite_graph(include=("canonicalize", "stabilize"))`` and sees nothing else of `optdb`.
+
+This is the only file that touches the databases of PyTensor and PyMC. Rule files register their
+rewrites with the decorators :data:`recognize`, :data:`structure` and :func:`lower`; the order of
+the rules inside a stage does not matter.
+"""
+
+import warnings
+from collections.abc import Callable
+from importlib import import_module
+from pkgutil import iter_modules
+
+from pytensor.compile.mode import optdb
+from pytensor.graph.rewriting.basic import GraphRewriter, NodeRewriter
+from pytensor.graph.rewriting.db import RewriteDatabase
+
+from pytensor_mvn_rewrites.config import OPT_IN_TAG, is_active
+
+#: Position of the lowering in `optdb`: after ``specialize`` (2), before elementwise fusion (49).
+LOWER_POSITION = 2.9
+
+#: PyTensor leaves rewrites with this tag out of the inner graphs of ops such as ours.
+RECOGNITION_TAG = "symbolic_op_recognition"
+
+
+class RewriteFailedWarning(UserWarning):
+    """A rewrite raised; the graph was left as it was."""
+
+
+_failed: set[str] = set()
+
+
+def warn_of_failure(name: str, error: Exception) -> None:
+    """Warn the first time that the rewrite `name` fails; the graph is used unrewritten."""
+    if name in _failed:
+        return
+    _failed.add(name)
+    warnings.warn(
+        f"The rewrite {name!r} failed with {type(error).__name__}: {error}. The graph was left as "
+        "it was: results are right, but may be slow. Please report this; "
+        "pytensor.config.mvn_rewrites__skip switches a stage off.",
+        RewriteFailedWarning,
+        stacklevel=2,
+    )
+
+
+class GuardedNodeRewriter(NodeRewriter):
+    """A node rewriter that asks the flags first and turns a failure into one warning."""
+
+    def __init__(self, rewriter: NodeRewriter, stage: str, *, opted_in: bool = False):
+        self.rewriter = rewriter
+        self.stage = stage
+        self.opted_in = opted_in
+        self.__name__ = rule_name(rewriter)
+
+    def tracks(self):
+        """The ops that the wrapped rewriter tracks."""
+        return self.rewriter.tracks()
+
+    def add_requirements(self, fgraph):
+        """The requirements of the wrapped rewriter."""
+        self.rewriter.add_requirements(fgraph)
+
+    def transform(self, fgraph, node, *args, **kwargs):
+        """Apply the wrapped rewriter if its stage is active."""
+        if not is_active(self.stage, opted_in=self.opted_in):
+            return None
+        try:
+            return self.rewriter.transform(fgraph, node, *args, **kwargs)
+        except Exception as error:
+            warn_of_failure(self.__name__, error)
+            return None
+
+    def __str__(self):
+        return self.__name__
+
+
+class GuardedGraphRewriter(GraphRewriter):
+    """A whole-graph rewrite that asks the flags first and turns a failure into one warning.
+
+    `function` gets the fgraph. It must prepare all its replacements before it makes the first one,
+    so that an exception leaves the graph untouched.
+    """
+
+    def __init__(self, function: Callable, stage: str, *, opted_in: bool = False):
+        self.function = function
+        self.stage = stage
+        self.opted_in = opted_in
+        self.__name__ = rule_name(function)
+
+    def apply(self, fgraph):
+        """Apply the function if its stage is active."""
+        if not is_active(self.stage, opted_in=self.opted_in):
+            return
+        try:
+            self.function(fgraph)
+        except Exception as error:
+            warn_of_failure(self.__name__, error)
+
+
+def rule_name(rule) -> str:
+    """Name of a rewrite, as warnings and databases show it."""
+    return getattr(rule, "__name__", None) or type(rule).__name__
+
+
+def _guarded(rule, stage: str, *, opted_in: bool):
+    guard = GuardedNodeRewriter if isinstance(rule, NodeRewriter) else GuardedGraphRewriter
+    return guard(rule, stage, opted_in=opted_in)
+
+
+#: Every registered rule: stage -> {name: rule}.
+RULES: dict[str, dict[str, object]] = {}
+
+
+def _register(database: RewriteDatabase, rule, stage: str, *tags: str, **kwargs):
+    """Register `rule` twice: with the database's own tags, and under the opt-in tag alone."""
+    name = f"mvn_{rule_name(rule)}"
+    RULES.setdefault(stage, {})[rule_name(rule)] = rule
+    database.register(name, _guarded(rule, stage, opted_in=False), *tags, **kwargs)
+    database.register(
+        f"{name}_opt_in",
+        _guarded(rule, stage, opted_in=True),
+        OPT_IN_TAG,
+        use_db_name_as_tag=False,
+        **kwargs,
+    )
+    return rule
+
+
+def reroll(rule):
+    """Register a whole-graph rewrite of stage 1."""
+    return _register(
+        optdb["canonicalize"], rule, "reroll", "fast_run", "fast_compile", RECOGNITION_TAG
+    )
+
+
+def recognize(rule):
+    """Register a node rewriter of stage 2."""
+    return _register(
+        optdb["stabilize"], rule, "recognize", "fast_run", "fast_compile", RECOGNITION_TAG
+    )
+
+
+def structure(rule):
+    """Register a node rewriter of stage 3."""
+    return _register(
+        optdb["stabilize"], rule, "structure", "fast_run", "fast_compile", RECOGNITION_TAG
+    )
+
+
+def lower(*backends: str, position: float = LOWER_POSITION):
+    """Register a whole-graph rewrite of stage 4, for the given backends (``"numba"``, ``"jax"``).
+
+    It runs in the modes of these backends only: they are the ones that ask for its tag.
+    """
+
+    def register(rule):
+        return _register(optdb, rule, "lower", *backends, position=position)
+
+    return register
+
+
+def logprob(rule):
+    """Register a node rewriter in the database from which PyMC specializes random variables."""
+    # PyMC queries this database on each call: the order of the imports does not matter
+    from pymc.logprob.rewriting import specialization_ir_rewrites_db
+
+    RULES.setdefault("logprob", {})[rule_name(rule)] = rule
+    specialization_ir_rewrites_db.register(
+        f"mvn_{rule_name(rule)}", _guarded(rule, "logprob", opted_in=False), "basic"
+    )
+    return rule
+
+
+def activate() -> None:
+    """Import every rule file of the stages; importing a rule file registers its rules."""
+    for stage in ("reroll", "recognize", "structure", "lower"):
+        package = import_module(f"pytensor_mvn_rewrites.{stage}")
+        for module in iter_modules(package.__path__, f"{package.__name__}."):
+            # the packages of the backends import numba or jax: they load when first needed
+            if not module.ispkg:
+                import_module(module.name)
+    import_module("pytensor_mvn_rewrites.logprob")

@@ -1,0 +1,1 @@
+"""Stage 2: log-density formulas become one op."""

@@ -1,0 +1,1 @@
+"""Stage 1: N isomorphic terms become one batched term."""
