@@ -1,0 +1,57 @@
+# make demo    the loop model and the iris model, rewritten and not, on this machine
+# make test    all tests and the examples of the docstrings
+# make lint    ruff and mypy
+# make bench   the benchmark at small sizes; `make bench BENCH_ARGS=` runs all sizes
+#
+# Each target creates .venv with what it needs; all that must be there is Python >= 3.12, found
+# as python3, python3.12, python3.13, python3.14 or named by `make test PYTHON=/path/to/python`.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTEST_ARGS ?= -n 2 --dist loadfile
+BENCH_ARGS ?= --short
+PYTHON ?=
+
+CANDIDATES := $(or $(PYTHON),python3 python3.12 python3.13 python3.14 python)
+SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 12) <= sys.version_info < (3, 15))
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test lint bench clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/installed-bench
+	$(BIN)/python -m benchmarks.demo
+
+test: $(VENV)/installed-test
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/installed-bench
+	$(BIN)/python -m benchmarks.run $(BENCH_ARGS)
+
+clean:
+	rm -rf $(VENV)
+
+# the package in editable mode with one dependency group of pyproject.toml
+$(VENV)/installed-%: $(VENV)/created pyproject.toml
+	@echo "Installing the package and its group '$*' into $(VENV) (a few minutes at first)"
+	@$(PIP_INSTALL) --editable . --group $*
+	@touch $@
+
+# `pip install --group` needs pip >= 25.1, and Python 3.12 brings an older one
+$(VENV)/created:
+	@for python in $(CANDIDATES); do \
+	    if $$python -c '$(SUITABLE)' >/dev/null 2>&1; then \
+	        echo "Creating $(VENV) with $$($$python -V)"; \
+	        $$python -m venv $(VENV) && $(PIP_INSTALL) --upgrade 'pip>=25.1' && touch $@; \
+	        exit; \
+	    fi; \
+	done; \
+	echo "None of these is a Python 3.12 to 3.14 with its venv module: $(CANDIDATES)." >&2; \
+	echo "Install one (on Debian and Ubuntu with python3-venv), or name it:" >&2; \
+	echo "    make $(or $(MAKECMDGOALS),demo) PYTHON=/path/to/python3.12" >&2; \
+	exit 1
