@@ -1,0 +1,68 @@
+"""A parameter check with one condition per term of a batch."""
+
+import numpy as np
+import pytensor.tensor as pt
+from pymc.logprob.utils import CheckParameterValue
+from pytensor.compile.mode import optdb
+from pytensor.graph.basic import Apply
+from pytensor.graph.rewriting.basic import dfs_rewriter, node_rewriter
+
+
+class BatchedCheck(CheckParameterValue):
+    """N checks ``CheckParameterValue(value_i, condition_i)`` in one node.
+
+    Compiled by PyMC it becomes ``switch(condition, value, -inf)`` as PyMC's own check does, here
+    term by term: a bad parameter of one term of a loop leaves the other terms alone.
+
+    Inputs
+        value : shape (N, ...); condition : bool, broadcastable against value.
+    """
+
+    def make_node(self, value, condition):
+        """Unlike the parent, accept a condition with dimensions."""
+        value, condition = pt.as_tensor_variable(value), pt.as_tensor_variable(condition)
+        if condition.type.ndim != value.type.ndim:
+            raise TypeError("value and condition must have the same number of dimensions")
+        return Apply(self, [value, condition.astype("bool")], [value.type()])
+
+    def perform(self, node, inputs, outputs):
+        """Raise if any of the conditions fails."""
+        value, condition = inputs
+        if not np.all(condition):
+            raise self.exc_type(self.msg)
+        outputs[0][0] = value
+
+    def infer_shape(self, node, shapes):
+        """The shape of the value."""
+        return [shapes[0]]
+
+    def c_code(self, *args, **kwargs):
+        """No C implementation: :func:`local_unbatch_check` replaces the op before."""
+        raise NotImplementedError
+
+
+def batched_check(op: CheckParameterValue, value, condition, core_ndim: int):
+    """Vectorize a check: `value` has `core_ndim` core dimensions, `condition` has none."""
+    batch_ndim = max(value.type.ndim - core_ndim, condition.type.ndim)
+    condition = pt.shape_padright(condition, core_ndim)
+    if value.type.ndim < batch_ndim + core_ndim:
+        value = pt.broadcast_to(value, (*tuple(condition.shape)[:batch_ndim], *value.shape))
+    new_op = BatchedCheck(op.msg, op.can_be_replaced_by_ninf)
+    return new_op(value, condition)
+
+
+@node_rewriter([BatchedCheck])
+def local_unbatch_check(fgraph, node):
+    """BatchedCheck(value, condition) -> CheckParameterValue(value, all(condition)).
+
+    The two raise alike; the backends implement the second.
+    """
+    value, condition = node.inputs
+    check = CheckParameterValue(node.op.msg, node.op.can_be_replaced_by_ninf)
+    return [check(value, condition.all())]
+
+
+# after PyMC's checks have become switches (canonicalize), before any backend compiles
+optdb.register(
+    "mvn_unbatch_check", dfs_rewriter(local_unbatch_check), "fast_run", "fast_compile", position=2.8
+)

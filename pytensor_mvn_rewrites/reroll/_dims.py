@@ -1,0 +1,161 @@
+"""Which dimensions of unknown length are provably equal.
+
+With ``dims=`` or ``pm.Data`` most shapes are unknown while PyMC's gradient is prepared. What a graph
+does with its variables still ties their lengths together: an elementwise op that gets two
+dimensions of unknown length fails unless they are equal, a density whose covariance is 3 x 3 fails
+unless its value has length 3. Every equation here has the form "if the graph evaluates at all,
+these lengths are equal", so acting on it cannot change a result.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from pytensor.graph.basic import Variable
+from pytensor.graph.traversal import toposort
+from pytensor.raise_op import CheckAndRaise
+from pytensor.tensor.basic import Alloc, Join
+from pytensor.tensor.blockwise import Blockwise
+from pytensor.tensor.elemwise import CAReduce, DimShuffle, Elemwise
+from pytensor.tensor.shape import SpecifyShape
+from pytensor.tensor.subtensor import Subtensor
+
+from pytensor_mvn_rewrites.ops.gaussian import GaussianOp, GaussianPullbackOp
+
+Dim = tuple[Variable, int]
+
+
+class DimEquations:
+    """Equations between the dimensions of all variables that `roots` depend on."""
+
+    def __init__(self, roots: Sequence[Variable]):
+        self._parent: dict[Dim, Dim] = {}
+        self._length: dict[Dim, int] = {}
+        for node in toposort(roots):
+            _equate_node(self, node)
+
+    def length(self, var: Variable, axis: int) -> int | None:
+        """Length of a dimension if it is known."""
+        static = var.type.shape[axis]
+        return static if static is not None else self._length.get(self._find((var, axis)))
+
+    def all_equal(self, variables: Sequence[Variable], axis: int) -> bool:
+        """Whether the dimension `axis` of all variables is provably of one length."""
+        lengths = {self.length(var, axis) for var in variables}
+        if lengths == {None}:
+            return len({self._find((var, axis)) for var in variables}) == 1
+        return len(lengths) == 1
+
+    def equate(self, *dims: Dim) -> None:
+        """Record that all these dimensions have one length."""
+        first = self._find(dims[0])
+        for dim in dims:
+            root = self._find(dim)
+            static = dim[0].type.shape[dim[1]]
+            length = static if static is not None else self._length.get(root)
+            self._parent[root] = first
+            if length is not None:
+                self._length.setdefault(first, length)
+
+    def _find(self, dim: Dim) -> Dim:
+        path = []
+        while (parent := self._parent.get(dim, dim)) != dim:
+            path.append(dim)
+            dim = parent
+        for step in path:
+            self._parent[step] = dim
+        return dim
+
+
+def _equate_node(dims: DimEquations, node) -> None:
+    match node.op:
+        case Elemwise():
+            _equate_aligned(dims, [*node.inputs, *node.outputs])
+        case CheckAndRaise():
+            _equate_aligned(dims, [node.inputs[0], node.outputs[0]])
+        case SpecifyShape():
+            _equate_aligned(dims, [node.inputs[0], node.outputs[0]])
+        case DimShuffle():
+            for axis, source in enumerate(node.op.new_order):
+                if source != "x":
+                    dims.equate((node.inputs[0], source), (node.outputs[0], axis))
+        case CAReduce(axis=reduced):
+            ndim = node.inputs[0].type.ndim
+            kept = [] if reduced is None else [a for a in range(ndim) if a not in reduced]
+            for axis, source in enumerate(kept):
+                dims.equate((node.inputs[0], source), (node.outputs[0], axis))
+        case Join(axis=axis):
+            for other in range(node.outputs[0].type.ndim):
+                if other != axis:
+                    dims.equate(*[(var, other) for var in [*node.inputs, *node.outputs]])
+        case Alloc():
+            # Alloc stretches only what is statically of length 1
+            value, *_ = node.inputs
+            _equate_aligned(dims, [value, node.outputs[0]])
+        case Subtensor(idx_list=idx_list):
+            _equate_subtensor(dims, node, idx_list)
+        case GaussianPullbackOp():
+            core_ndims = node.op.core_ndims
+            _equate_gaussian(dims, node.inputs, core_ndims)
+            for var, grad in zip(node.inputs, node.outputs, strict=False):
+                _equate_aligned(dims, [var, grad])
+        case GaussianOp():
+            pairs = zip(
+                [*node.inputs, *node.outputs],
+                [*node.op.core_ndims, *node.op.out_core_ndims],
+                strict=True,
+            )
+            variables, core_ndims = zip(*pairs, strict=True)
+            _equate_gaussian(dims, variables, core_ndims)
+        case Blockwise(signature=_):
+            _equate_blockwise(dims, node)
+
+
+def _equate_aligned(
+    dims: DimEquations, variables: Iterable[Variable], core_ndims: Iterable[int] | None = None
+) -> None:
+    """Equate dimensions aligned from the right; dimensions of static length 1 may be stretched."""
+    variables = list(variables)
+    cores = [0] * len(variables) if core_ndims is None else list(core_ndims)
+    batch_ndims = [var.type.ndim - core for var, core in zip(variables, cores, strict=True)]
+    for back in range(1, max(batch_ndims) + 1):
+        aligned = [
+            (var, ndim - back)
+            for var, ndim in zip(variables, batch_ndims, strict=True)
+            if ndim >= back and var.type.shape[ndim - back] != 1
+        ]
+        if len(aligned) > 1:
+            dims.equate(*aligned)
+
+
+def _equate_gaussian(dims: DimEquations, variables, core_ndims) -> None:
+    cores = [
+        (var, var.type.ndim - 1 - i)
+        for var, core in zip(variables, core_ndims, strict=True)
+        for i in range(core)
+    ]
+    dims.equate(*cores)
+    _equate_aligned(dims, variables, core_ndims)
+
+
+def _equate_subtensor(dims: DimEquations, node, idx_list) -> None:
+    source, [out] = node.inputs[0], node.outputs
+    out_axis = 0
+    for axis in range(source.type.ndim):
+        entry = idx_list[axis] if axis < len(idx_list) else slice(None)
+        if not isinstance(entry, slice):
+            continue
+        if entry == slice(None):
+            dims.equate((source, axis), (out, out_axis))
+        out_axis += 1
+
+
+def _equate_blockwise(dims: DimEquations, node) -> None:
+    by_label: dict[str, list[Dim]] = {}
+    variables = [*node.inputs, *node.outputs]
+    signatures = [*node.op.inputs_sig, *node.op.outputs_sig]
+    for var, labels in zip(variables, signatures, strict=True):
+        for i, label in enumerate(labels):
+            by_label.setdefault(label, []).append((var, var.type.ndim - len(labels) + i))
+    for same in by_label.values():
+        dims.equate(*same)
+    _equate_aligned(dims, variables, [len(labels) for labels in signatures])
+

@@ -1,0 +1,166 @@
+"""Packs of slices of one variable: ``x[0], x[1], ...`` is ``x``, a slice of it, or a gather."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytensor.tensor as pt
+from pytensor.graph.basic import Constant, Variable
+from pytensor.tensor.basic import Split
+from pytensor.tensor.subtensor import AdvancedSubtensor, Subtensor
+
+
+def batch_of_slices(pack: Sequence[Variable]) -> Variable | None:
+    """The pack as one indexing of a shared source, batch dimension first; None if it is not one.
+
+    Handles ``x[i]`` with constant integers or equally long constant slices, ``x[[...]]`` with
+    constant integer vectors, and the outputs of one Split.
+    """
+    nodes = [var.owner for var in pack]
+    first = nodes[0]
+    if first is None or any(node is None for node in nodes):
+        return None
+    if isinstance(first.op, Split):
+        return _batch_of_split(pack, first)
+    if not isinstance(first.op, Subtensor | AdvancedSubtensor):
+        return None
+    source, *indices = first.inputs
+    if any(node.op != first.op or node.inputs[0] is not source for node in nodes):
+        return None
+    if not all(isinstance(index, Constant) for node in nodes for index in node.inputs[1:]):
+        return None
+    values = [[np.asarray(index.data) for index in node.inputs[1:]] for node in nodes]
+    if isinstance(first.op, AdvancedSubtensor):
+        return _gather_rows(source, first.op.idx_list, values)
+    table = np.array(values, dtype="int64").reshape(len(pack), len(indices))
+    return _batch_of_basic(source, first.op.idx_list, table)
+
+
+def _batch_of_split(pack, node) -> Variable | None:
+    """Outputs 0, 1, ... of one Split into equal parts: a reshape of what was split."""
+    x, sizes = node.inputs[0], node.inputs[1]
+    if any(var.owner is not node for var in pack) or list(pack) != node.outputs:
+        return None
+    if not isinstance(sizes, Constant) or len(np.unique(sizes.data)) != 1:
+        return None
+    return _split_axis(x, node.op.axis, len(pack), int(sizes.data[0]))
+
+
+def _split_axis(x: Variable, axis: int, count: int, length: int) -> Variable:
+    """Axis of length count * length -> a batch dimension `count` first, `length` in its place."""
+    shape = [x.type.shape[i] if x.type.shape[i] is not None else x.shape[i] for i in range(x.ndim)]
+    split = pt.reshape(x, [*shape[:axis], count, length, *shape[axis + 1 :]])
+    return pt.moveaxis(split, axis, 0)
+
+
+def _gather_rows(source, idx_list, values) -> Variable | None:
+    """``x[[1, 2]], x[[0, 3]], ...`` -> ``x[[[1, 2], [0, 3], ...]]``, rows along the first axis."""
+    if idx_list[0] != 0 or any(entry != slice(None) for entry in idx_list[1:]):
+        return None
+    rows = [row[0] for row in values]
+    if rows[0].dtype == bool or len({row.shape for row in rows}) != 1:
+        return None
+    return source[np.stack(rows)]
+
+
+def _batch_of_basic(source, idx_list, table: np.ndarray) -> Variable | None:
+    """Basic indexing; `table` holds one row of index values for each member of the pack."""
+    count = len(table)
+    varies = (table != table[:1]).any(axis=0)
+    int_axes = {axis: entry for axis, entry in enumerate(idx_list) if isinstance(entry, int)}
+    slice_axes = {axis: entry for axis, entry in enumerate(idx_list) if isinstance(entry, slice)}
+    varying_ints = [axis for axis, column in int_axes.items() if varies[column]]
+    varying_slices = [
+        axis
+        for axis, entry in slice_axes.items()
+        if any(varies[column] for column in _slice_columns(entry))
+    ]
+
+    def index(axis, row=0):
+        entry = idx_list[axis]
+        if isinstance(entry, int):
+            return int(table[row, entry])
+        return slice(*[None if c is None else int(table[row, c]) for c in _slice_parts(entry)])
+
+    indices = [index(axis) for axis in range(len(idx_list))]
+    if not varying_slices and len(varying_ints) == 1:
+        [axis] = varying_ints
+        progression = _as_slice(table[:, int_axes[axis]], source.type.shape[axis])
+        if progression is not None:
+            indices[axis] = progression
+            batch = _index(source, indices)
+            position = sum(isinstance(entry, slice) for entry in idx_list[:axis])
+            batch = pt.moveaxis(batch, position, 0)
+            # a shorter source must fail, as indexing it did
+            return batch if batch.type.shape[0] == count else _specify_length(batch, count)
+    if not varying_slices:
+        for axis, column in int_axes.items():
+            indices[axis] = table[:, column]
+        return _index_first(source, indices, list(int_axes))
+    if varying_ints or len(varying_slices) != 1:
+        return None
+    [axis] = varying_slices
+    return _batch_of_ranges(source, indices, axis, [index(axis, row) for row in range(count)])
+
+
+def _batch_of_ranges(source, indices, axis: int, slices: Sequence[slice]) -> Variable | None:
+    """Slices ``start:stop`` of one length along one axis of known size."""
+    size = source.type.shape[axis]
+    if size is None or any(s.step not in (None, 1) for s in slices):
+        return None
+    ranges = [s.indices(size) for s in slices]
+    lengths = {stop - start for start, stop, _ in ranges}
+    if len(lengths) != 1 or (length := lengths.pop()) < 1:
+        return None
+    starts = np.array([start for start, _, _ in ranges])
+    count = len(starts)
+    position = sum(isinstance(entry, slice) for entry in indices[:axis])
+    if (np.diff(starts) == length).all():
+        start, stop = int(starts[0]), int(starts[0]) + count * length
+        indices[axis] = slice(None) if (start, stop) == (0, size) else slice(start, stop)
+        return _split_axis(_index(source, indices), position, count, length)
+    indices[axis] = slice(None)
+    rows = starts[:, None] + np.arange(length)
+    batch = pt.take(_index(source, indices), rows, axis=position)
+    return pt.moveaxis(batch, position, 0)
+
+
+def _as_slice(positions: np.ndarray, size: int | None) -> slice | None:
+    """Integer indices as one slice: an arithmetic progression inside the axis, or None."""
+    if size is not None:
+        positions = np.where(positions < 0, positions + size, positions)
+        if (positions < 0).any() or (positions >= size).any():
+            return None
+    steps = np.diff(positions)
+    if (positions < 0).any() or len(steps) == 0 or (steps != steps[0]).any() or steps[0] == 0:
+        return None
+    start, step, count = int(positions[0]), int(steps[0]), len(positions)
+    if (start, step, count) == (0, 1, size):
+        return slice(None)
+    stop = start + step * count
+    return slice(start, stop if stop >= 0 else None, None if step == 1 else step)
+
+
+def _index(source, indices) -> Variable:
+    """``source[indices]``, without a node where it takes everything."""
+    if all(isinstance(i, slice) and i == slice(None) for i in indices):
+        return source
+    return source[tuple(indices)]
+
+
+def _index_first(source, indices, int_axes: Sequence[int]) -> Variable:
+    """Gather with the batch dimension first: numpy puts it there unless the axes are adjacent."""
+    batch = source[tuple(indices)]
+    adjacent = int_axes == list(range(int_axes[0], int_axes[0] + len(int_axes)))
+    return pt.moveaxis(batch, int_axes[0], 0) if adjacent and int_axes[0] else batch
+
+
+def _specify_length(batch, count: int) -> Variable:
+    return pt.specify_shape(batch, (count, *(None,) * (batch.type.ndim - 1)))
+
+
+def _slice_parts(entry: slice):
+    return (entry.start, entry.stop, entry.step)
+
+
+def _slice_columns(entry: slice):
+    return [column for column in _slice_parts(entry) if column is not None]

@@ -1,0 +1,240 @@
+"""The lock-step walk: a pack of isomorphic terms becomes one batched term.
+
+All terms of a pack are walked together. At each position, the N variables found there are
+
+- one variable, or equal constants: shared, left unbatched;
+- different constants: one stacked constant;
+- slices of one variable: the variable itself, a slice or a gather of it (``_indexing.py``);
+- results of the same op: the op is batched, once its inputs are;
+- anything else, such as the value variables of a loop: stacked, if their shapes are provably equal.
+
+The batch dimension always comes first.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytensor.tensor as pt
+from pytensor.graph.basic import Apply, Constant, Variable
+from pytensor.tensor.basic import MakeVector
+from pytensor.tensor.elemwise import CAReduce, DimShuffle, Elemwise
+from pytensor.tensor.subtensor import Subtensor
+
+from pytensor_mvn_rewrites.reroll._dims import DimEquations
+from pytensor_mvn_rewrites.reroll._indexing import batch_of_slices
+from pytensor_mvn_rewrites.reroll._signature import Signatures, is_commutative
+from pytensor_mvn_rewrites.reroll._vectorize import CannotBatch, vectorize
+
+#: Compiling a node of these ops costs little; any other op counts as `HEAVY` nodes.
+LIGHT_OPS = (Elemwise, DimShuffle, CAReduce, Subtensor, MakeVector)
+HEAVY = 20
+
+#: A pack is re-rolled if that saves at least this many (light) nodes.
+WORTHWHILE = 24
+
+
+class Declined(Exception):
+    """The pack stays as it is; the message says why."""
+
+
+@dataclass
+class Batch:
+    """A re-rolled pack.
+
+    Attributes
+    ----------
+    variable : Variable or None
+        Batched over the first dimension; None if all terms of the pack are one.
+    nodes : int
+        Weight of the nodes of one term that were batched.
+    stacked : int
+        Number of stacks that had to be built.
+    """
+
+    variable: Variable | None
+    nodes: int
+    stacked: int
+    count: int
+
+    @property
+    def is_view(self) -> bool:
+        """Whether no op was batched and nothing stacked: the terms are slices of one variable."""
+        return self.variable is not None and self.nodes == 0 and self.stacked == 0
+
+    @property
+    def saved(self) -> int:
+        """Weight of the nodes that the graph loses."""
+        return (self.count - 1) * self.nodes - self.count * self.stacked
+
+
+@dataclass
+class LockStep:
+    """Walks one pack of isomorphic terms.
+
+    Parameters
+    ----------
+    terms : sequence of Variable
+        At least two, with equal signatures.
+    signatures : Signatures
+    stacks : dict
+        Stacks already built in this pass, shared between packs.
+    """
+
+    terms: Sequence[Variable]
+    signatures: Signatures
+    stacks: dict[tuple[int, ...], Variable]
+    nodes: int = 0
+    stacked: int = 0
+    _variables: dict[tuple[int, ...], Variable | None] = field(default_factory=dict)
+    _outputs: dict[tuple[int, ...], list[Variable] | None] = field(default_factory=dict)
+    _dims: DimEquations | None = None
+
+    def batch(self) -> Batch:
+        """Re-roll the pack.
+
+        Raises
+        ------
+        Declined
+            If the terms cannot be batched.
+        """
+        top = tuple(self.terms)
+        pending = [top]
+        while pending:
+            pack = pending[-1]
+            key = _key(pack)
+            if key in self._variables:
+                pending.pop()
+                continue
+            if self._resolve_without_inputs(pack, key):
+                pending.pop()
+                continue
+            inputs = self._input_packs(pack)
+            missing = [inp for inp in inputs if _key(inp) not in self._variables]
+            if missing:
+                pending.extend(missing)
+                continue
+            self._variables[key] = self._batch_node(pack, inputs)
+            pending.pop()
+        return Batch(self._variables[_key(top)], self.nodes, self.stacked, len(top))
+
+    def _resolve_without_inputs(self, pack, key) -> bool:
+        """Resolve packs that are shared, constant, slices of one variable, or not isomorphic."""
+        first = pack[0]
+        if all(var is first for var in pack):
+            self._variables[key] = None
+        elif all(isinstance(var, Constant) for var in pack):
+            self._variables[key] = _stack_constants(pack)
+        elif (slices := batch_of_slices(pack)) is not None:
+            self._variables[key] = slices
+        elif not _same_op(pack):
+            self._variables[key] = self._stack(pack)
+        else:
+            return False
+        return True
+
+    def _input_packs(self, pack) -> list[tuple[Variable, ...]]:
+        rows = [var.owner.inputs for var in pack]
+        if is_commutative(pack[0].owner.op):
+            rows = [self.signatures.in_canonical_order(row) for row in rows]
+        return list(zip(*rows, strict=True))
+
+    def _batch_node(self, pack, inputs) -> Variable | None:
+        node, index = pack[0].owner, pack[0].owner.outputs.index(pack[0])
+        key = tuple(id(var.owner) for var in pack)
+        if key not in self._outputs:
+            self._outputs[key] = self._vectorize(node, inputs)
+        outputs = self._outputs[key]
+        if outputs is None:
+            return None
+        batched = outputs[index]
+        return None if batched is pack[0] else batched
+
+    def _vectorize(self, node: Apply, inputs) -> list[Variable] | None:
+        batched = [self._variables[_key(pack)] for pack in inputs]
+        if all(new is None for new in batched):
+            return None
+        if is_commutative(node.op):
+            # the inputs were walked in canonical order: rebuild the node in that order
+            node = node.op.make_node(*[pack[0] for pack in inputs])
+        try:
+            outputs = vectorize(node, batched, len(self.terms))
+        except CannotBatch as reason:
+            raise Declined(str(reason)) from reason
+        self.nodes += 1 if isinstance(node.op, LIGHT_OPS) else HEAVY
+        for own, new in zip(node.outputs, outputs, strict=True):
+            _copy_facts(own, new)
+        return outputs
+
+    def _stack(self, pack) -> Variable:
+        """Stack different variables; their shapes must be provably equal."""
+        key = _key(pack)
+        if key in self.stacks:
+            return self.stacks[key]
+        shape = pack[0].type.shape
+        if any(var.type.ndim != len(shape) or var.type.dtype != pack[0].type.dtype for var in pack):
+            raise Declined("the terms differ in rank or dtype")
+        for axis in range(len(shape)):
+            lengths = {var.type.shape[axis] for var in pack}
+            if len(lengths) == 1 and None not in lengths:
+                continue
+            if not self._equations().all_equal(pack, axis):
+                raise Declined(f"lengths of dimension {axis} of {pack[0]} and others may differ")
+        self.stacked += 1
+        self.stacks[key] = stack_variables(pack)
+        return self.stacks[key]
+
+    def _equations(self) -> DimEquations:
+        if self._dims is None:
+            self._dims = DimEquations(self.terms)
+        return self._dims
+
+
+def stack_variables(pack: Sequence[Variable]) -> Variable:
+    """Stack variables of equal shape along a new first dimension, with as few nodes as possible."""
+    shape = pack[0].type.shape
+    if shape and all(var.type.shape == shape for var in pack) and None not in shape:
+        # the types guarantee the shapes: one Join and one Reshape instead of N + 1 nodes
+        return pt.join(0, *pack).reshape((len(pack), *shape))
+    return pt.stack(list(pack))
+
+
+def _stack_constants(pack) -> Variable | None:
+    data = [np.asarray(var.data) for var in pack]
+    if any(value.shape != data[0].shape or value.dtype != data[0].dtype for value in data):
+        raise Declined("constants differ in shape or dtype")
+    stacked = np.stack(data)
+    if (same := stacked == stacked[:1]).all() or (same | _both_nan(stacked)).all():
+        return None
+    return pt.constant(stacked)
+
+
+def _both_nan(stacked: np.ndarray):
+    if stacked.dtype.kind != "f":
+        return False
+    return np.isnan(stacked) & np.isnan(stacked[:1])
+
+
+def _same_op(pack) -> bool:
+    first = pack[0].owner
+    if first is None:
+        return False
+    index = first.outputs.index(pack[0])
+    return all(
+        var.owner is not None
+        and var.owner.op == first.op
+        and len(var.owner.inputs) == len(first.inputs)
+        and var.owner.outputs.index(var) == index
+        for var in pack
+    )
+
+
+def _copy_facts(own: Variable, new: Variable) -> None:
+    """Keep the tags from which PyTensor's linear algebra rewrites know about triangularity."""
+    for fact in ("lower_triangular", "upper_triangular"):
+        if getattr(own.tag, fact, False):
+            setattr(new.tag, fact, True)
+
+
+def _key(pack) -> tuple[int, ...]:
+    return tuple(map(id, pack))

@@ -1,0 +1,83 @@
+"""Structural signatures: two terms with the same signature are candidates for one pack."""
+
+from collections.abc import Iterable, Sequence
+
+from pytensor.graph.basic import Constant, Variable
+from pytensor.scalar.basic import Add, Mul
+from pytensor.tensor.basic import Split
+from pytensor.tensor.elemwise import Elemwise
+from pytensor.tensor.type import TensorType
+
+
+class Signatures:
+    """Assigns a small integer to each variable; equal integers mean equal structure.
+
+    Structure is the op, the output index and the signatures of the inputs, down to leaves and
+    tensor constants, which count by type alone. Inputs of commutative ops are compared in sorted
+    order. Each distinct node is visited once; the walk is iterative, because loops make deep graphs.
+    """
+
+    def __init__(self):
+        self._of: dict[Variable, int] = {}
+        self._interned: dict[tuple, int] = {}
+
+    def __call__(self, variable: Variable) -> int:
+        """Signature of `variable`."""
+        known = self._of
+        stack = [variable]
+        while stack:
+            var = stack[-1]
+            if var in known:
+                stack.pop()
+                continue
+            if var.owner is None:
+                known[var] = self._intern(_leaf_key(var))
+                stack.pop()
+                continue
+            missing = [inp for inp in var.owner.inputs if inp not in known]
+            if missing:
+                stack.extend(missing)
+                continue
+            known[var] = self._intern(self._node_key(var))
+            stack.pop()
+        return known[variable]
+
+    def in_canonical_order(self, inputs: Sequence[Variable]) -> list[Variable]:
+        """The inputs of a commutative node in an order that isomorphic nodes share."""
+        return sorted(inputs, key=self)
+
+    def _node_key(self, var: Variable) -> tuple:
+        node = var.owner
+        inputs = [self._of[inp] for inp in node.inputs]
+        if is_commutative(node.op):
+            inputs.sort()
+        # the outputs of one Split are alike: slices of one variable
+        index = None if isinstance(node.op, Split) else node.outputs.index(var)
+        return (node.op, index, tuple(inputs))
+
+    def _intern(self, key: tuple) -> int:
+        return self._interned.setdefault(key, len(self._interned))
+
+
+def _leaf_key(var: Variable) -> tuple:
+    if isinstance(var, Constant) and not isinstance(var.type, TensorType):
+        # slices, None and index scalars: an index may differ from term to term, a None may not
+        data = None if hasattr(var.type, "dtype") else var.signature()
+        return ("constant", var.type, data)
+    return ("constant" if isinstance(var, Constant) else "leaf", var.type)
+
+
+def is_commutative(op) -> bool:
+    """Whether the order of the inputs of `op` does not matter."""
+    return isinstance(op, Elemwise) and isinstance(op.scalar_op, Add | Mul)
+
+
+def group_by_signature(
+    variables: Iterable[Variable], signatures: Signatures
+) -> dict[int, list[int]]:
+    """Positions of the variables of each signature, constants and leaves left out."""
+    groups: dict[int, list[int]] = {}
+    for position, var in enumerate(variables):
+        if var.owner is not None:
+            groups.setdefault(signatures(var), []).append(position)
+    return groups
