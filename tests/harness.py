@@ -1,0 +1,176 @@
+"""What every test of a rule uses: `assert_rewrites_to` and `assert_declines`.
+
+Everything here runs on the Python linker without optimizer, unless it is about the whole pipeline.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pytensor
+import pytensor.tensor as pt
+from pytensor.compile.mode import Mode
+from pytensor.graph.basic import Variable, equal_computations
+from pytensor.graph.fg import FunctionGraph
+from pytensor.graph.rewriting.utils import rewrite_graph
+from pytensor.graph.traversal import ancestors
+
+import pytensor_mvn_rewrites as mvn
+from pytensor_mvn_rewrites.ops.gaussian import GaussianOp
+
+#: What PyMC and nutpie do before they take the gradient.
+PRE_GRADIENT = ("canonicalize", "stabilize")
+
+#: The graph as it was written, evaluated node by node.
+REFERENCE_MODE = Mode(linker="py", optimizer=None)
+
+#: All rewrites of a compiled function, evaluated node by node.
+PIPELINE_MODE = Mode(linker="py", optimizer="fast_run")
+
+#: How many eps of the dtype two orders of evaluation may differ by, relative to the largest entry
+#: of the result, for a matrix of condition number 1. One more derivative, one more solve.
+ROUNDING = {"value": 2e2, "gradient": 2e3, "hessian": 2e4}
+
+
+def rtol(quantity: str, dtype="float64", condition: float = 1.0) -> float:
+    """Tolerance for `quantity`: `ROUNDING` times eps times the condition number of the matrix."""
+    return ROUNDING[quantity] * float(np.finfo(dtype).eps) * condition
+
+
+def assert_close(actual, expected, quantity: str, dtype="float64", condition: float = 1.0) -> None:
+    """Compare two arrays with the tolerance of `quantity`, relative to the largest entry."""
+    actual, expected = np.asarray(actual), np.asarray(expected)
+    assert actual.shape == expected.shape
+    tol = rtol(quantity, dtype, condition)
+    finite = np.abs(expected[np.isfinite(expected)])
+    scale = max(1.0, float(finite.max(initial=0.0))) if quantity != "value" else 1.0
+    np.testing.assert_allclose(actual, expected, rtol=tol, atol=tol * scale)
+
+
+def evaluate(outputs: Sequence[Variable], values: Mapping[Variable, object], mode=REFERENCE_MODE):
+    """The values of `outputs` at `values`."""
+    fn = pytensor.function(list(values), list(outputs), mode=mode, on_unused_input="ignore")
+    return fn(*values.values())
+
+
+def rewritten(graph: Sequence[Variable], include=PRE_GRADIENT) -> list[Variable]:
+    """`graph` after the pre-gradient pass."""
+    return rewrite_graph(list(graph), include=include)
+
+
+def gradient(graph: Sequence[Variable], wrt: Sequence[Variable]) -> list[Variable]:
+    """Gradient of the sum of all float outputs."""
+    total = sum(out.sum() for out in graph if out.type.dtype.startswith("float"))
+    return pt.grad(total, list(wrt), disconnected_inputs="ignore")
+
+
+def our_ops(graph: Sequence[Variable] | FunctionGraph) -> Counter:
+    """How often each op of this package occurs, by the name that `dprint` shows."""
+    if isinstance(graph, FunctionGraph):
+        nodes = graph.apply_nodes
+    else:
+        nodes = {var.owner for var in ancestors(list(graph)) if var.owner}
+    return Counter(str(node.op) for node in nodes if isinstance(node.op, GaussianOp))
+
+
+def _as_list(graph) -> list[Variable]:
+    return list(graph) if isinstance(graph, list | tuple) else [graph]
+
+
+def _same(left: Sequence[Variable], right: Sequence[Variable]) -> bool:
+    return equal_computations(list(left), list(right), strict_dtype=False)
+
+
+def _dprint(graph) -> str:
+    return pytensor.dprint(list(graph), file="str", print_type=True)
+
+
+def assert_rewrites_to(
+    graph,
+    expected,
+    values: Mapping[Variable, object],
+    *,
+    wrt: Sequence[Variable] | None = None,
+    condition: float = 1.0,
+    pipeline: bool = True,
+) -> None:
+    """The rule fires, gives exactly `expected`, and changes no number.
+
+    Parameters
+    ----------
+    graph : tensor or list of tensors
+        As a user writes it.
+    expected : tensor or list of tensors
+        The graph after the rewrite, by hand. What PyTensor itself canonicalizes in it, such as the
+        order of scalar products, does not matter.
+    values : dict
+        Every input of `graph` with its value.
+    wrt : sequence of tensors, optional
+        Inputs of the gradient check; all float inputs by default.
+    condition : float
+        Condition number of the worst matrix, for the tolerances.
+    pipeline : bool
+        Check also that the ops are there in a function compiled with all rewrites.
+    """
+    graph, expected = _as_list(graph), _as_list(expected)
+    dtype = min((v.type.dtype for v in graph if v.type.dtype.startswith("float")), key=len)
+    if wrt is None:
+        wrt = [var for var in values if var.type.dtype.startswith("float")]
+
+    new = rewritten(graph)
+    with mvn.disable():
+        by_hand = rewritten(expected)
+    assert _same(new, by_hand), f"got\n{_dprint(new)}\nexpected\n{_dprint(by_hand)}"
+    assert [v.type.dtype for v in new] == [v.type.dtype for v in graph]
+
+    again = rewritten(new)
+    assert _same(again, new), f"a second application changed the graph to\n{_dprint(again)}"
+
+    reference = evaluate(graph, values)
+    for got, want in zip(evaluate(new, values), reference, strict=True):
+        assert_close(got, want, "value", dtype, condition)
+
+    if wrt:
+        got_grads = evaluate(gradient(new, wrt), values)
+        want_grads = evaluate(gradient(graph, wrt), values)
+        for got, want in zip(got_grads, want_grads, strict=True):
+            assert_close(got, want, "gradient", dtype, condition)
+
+    if pipeline:
+        fn = pytensor.function(list(values), graph, mode=PIPELINE_MODE, on_unused_input="ignore")
+        assert our_ops(fn.maker.fgraph) == our_ops(by_hand)
+        for got, want in zip(fn(*values.values()), reference, strict=True):
+            assert_close(got, want, "value", dtype, condition)
+
+
+def assert_declines(graph, values: Mapping[Variable, object] | None = None) -> None:
+    """No rule fires: the graph after the pre-gradient pass is the one without the plugin.
+
+    With `values`, also that a function compiled with all rewrites gives the unrewritten numbers.
+    """
+    graph = _as_list(graph)
+    new = rewritten(graph)
+    with mvn.disable():
+        without = rewritten(graph)
+    assert our_ops(new) == our_ops(without), _dprint(new)
+    assert _same(new, without), f"got\n{_dprint(new)}\nwithout the plugin\n{_dprint(without)}"
+    if values is None:
+        return
+    fn = pytensor.function(list(values), graph, mode=PIPELINE_MODE, on_unused_input="ignore")
+    assert our_ops(fn.maker.fgraph) == our_ops(without)
+    with mvn.disable():
+        reference = evaluate(graph, values)
+    for got, want in zip(fn(*values.values()), reference, strict=True):
+        assert_close(got, want, "value", np.asarray(want).dtype)
+
+
+def spd(rng: np.random.Generator, *batch: int, n: int, condition: float | None = None):
+    """Random symmetric positive definite matrices, shape (*batch, n, n).
+
+    With `condition`, the eigenvalues are spaced evenly in the logarithm from 1 to 1 / condition.
+    """
+    a = rng.normal(size=(*batch, n, n))
+    if condition is None:
+        return a @ np.swapaxes(a, -1, -2) / n + np.eye(n)
+    q, _ = np.linalg.qr(a)
+    return (q * np.geomspace(1, 1 / condition, n)) @ np.swapaxes(q, -1, -2)

@@ -1,0 +1,20 @@
+"""One test file for each rule file."""
+
+from pathlib import Path
+
+import pytest
+
+import pytensor_mvn_rewrites
+
+PACKAGE = Path(pytensor_mvn_rewrites.__file__).parent
+TESTS = Path(__file__).parent
+
+
+def public_modules(folder: Path, prefix: str = "") -> set[str]:
+    names = {path.stem.removeprefix(prefix) for path in folder.glob(f"{prefix}*.py")}
+    return {name for name in names if not name.startswith("_")}
+
+
+@pytest.mark.parametrize("stage", ["reroll", "recognize", "structure"])
+def test_rule_files_and_test_files_mirror_each_other(stage):
+    assert public_modules(TESTS / stage, "test_") == public_modules(PACKAGE / stage)
