@@ -118,3 +118,9 @@ def dimshuffled(var: Variable, order: tuple[int | str, ...]) -> Variable:
 def squeezed(var: Variable, axes: tuple[int, ...]) -> Variable:
     """`var` without `axes`, which have length 1, see `dimshuffled`."""
     return dimshuffled(var, tuple(i for i in range(var.type.ndim) if i not in axes))
+
+
+def squeezed_left(var: Variable, limit: int | None = None) -> Variable:
+    """`var` without its leading dimensions of length 1, at most `limit`; a matrix keeps two."""
+    lead = var.type.broadcastable[: var.type.ndim - 2 if limit is None else limit]
+    return squeezed(var, tuple(range(lead.index(False) if False in lead else len(lead))))

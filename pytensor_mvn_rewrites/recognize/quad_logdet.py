@@ -25,6 +25,7 @@ from pytensor_mvn_rewrites.matching import (
     reduced_axes,
     scalar_constant,
     squeezed,
+    squeezed_left,
     uses,
 )
 from pytensor_mvn_rewrites.ops import inv_quad_logdet
@@ -97,6 +98,7 @@ def matrix_of_factor(factor: Variable) -> tuple[Variable, str, Variable]:
     core, transposed = strip_left_expand_dims_and_transpose(factor)
     match core.owner_op_and_inputs:
         case (Blockwise(Cholesky(lower=lower)), matrix) if lower is not transposed:
+            matrix = squeezed_left(matrix)
             # the upper factor is made from the upper triangle
             return (matrix if lower else matrix.mT), "cov", core
     return (core.mT if transposed else core), "chol", core
@@ -117,10 +119,11 @@ def uses_of_factor(fgraph, factor: Variable) -> Formula | None:
                     return None
             case _:
                 return None
-    # the same factor must be meant everywhere: L, or its transpose, but not both
-    views = {matrix_of_factor(q.solve.inputs[0])[1:] for q in formula.quaddists}
-    transposed = {strip_left_expand_dims_and_transpose(q.solve.inputs[0])[1] for q in formula.quaddists}
-    return formula if len(views) == len(transposed) == 1 else None
+    # L in one solve and L' in another are two factors
+    solved = [quaddist.solve.inputs[0] for quaddist in formula.quaddists]
+    if len({strip_left_expand_dims_and_transpose(view)[1] for view in solved}) > 1:
+        return None
+    return formula
 
 
 def match_quaddist(fgraph, solve: Apply) -> Quaddist | None:
@@ -193,9 +196,14 @@ def aligned(solve: Apply, matrix: Variable) -> tuple[Variable, Variable]:
         delta = dimshuffled(delta, (*range(ndim - 2), ndim - 1, ndim - 2))
         if matrix.type.ndim > 2:
             matrix = pt.expand_dims(matrix, -3)
-    lead = delta.type.broadcastable[: max(0, (ndim - 1) - (matrix.type.ndim - 2))]
-    dummy = lead.index(False) if False in lead else len(lead)
-    return squeezed(delta, tuple(range(dummy))), matrix
+    return squeezed_left(delta, max(0, (ndim - 1) - (matrix.type.ndim - 2))), matrix
+
+
+def sum_over(var: Variable, axes: tuple[int, ...]) -> Variable:
+    """Sum as canonicalization would write it."""
+    if not axes:
+        return var
+    return var.sum(axis=None if len(axes) == var.type.ndim else axes)
 
 
 def reduced(quad: Variable, quaddist: Quaddist) -> Variable:
@@ -203,7 +211,7 @@ def reduced(quad: Variable, quaddist: Quaddist) -> Variable:
     z_batch_ndim = quaddist.solve.outputs[0].type.ndim - 1
     dropped = z_batch_ndim - quad.type.ndim
     axes = tuple(axis - dropped for axis in quaddist.axes if axis >= dropped)
-    out = quad.sum(axis=axes) if axes else quad
+    out = sum_over(quad, axes)
     missing = quaddist.out.type.ndim - out.type.ndim
     return pt.expand_dims(out, tuple(range(missing))) if missing else out
 
@@ -214,15 +222,15 @@ def replace_halves(fgraph, formula, quaddist, batch, half_logdet, posdef):
     The op gives one for each row of delta, the formula one for each matrix. Where there are more
     rows than matrices, the elementwise ops that combine it with the quadratic form take the rows'.
     """
-    full = half_logdet.type.broadcastable
-    extra = len(full) - len(batch)
-    if any(full[extra:][axis] != one for axis, one in enumerate(batch)) or not all(full[:extra]):
-        same_batch = False
-    else:
-        same_batch = True
-        if extra:
-            half_logdet = half_logdet.squeeze(axis=tuple(range(extra)))
-            posdef = posdef.squeeze(axis=tuple(range(extra)))
+    extra = half_logdet.type.ndim - len(batch)
+    full = (True,) * -extra + half_logdet.type.broadcastable
+    same_batch = all(full[: max(extra, 0)]) and full[max(extra, 0) :] == batch
+    if same_batch and extra > 0:
+        half_logdet, posdef = (squeezed(v, tuple(range(extra))) for v in (half_logdet, posdef))
+    elif same_batch and extra < 0:
+        half_logdet, posdef = (
+            pt.expand_dims(v, tuple(range(-extra))) for v in (half_logdet, posdef)
+        )
 
     replacements: dict[Variable, Variable] = {}
     for check in formula.posdefs:
@@ -234,8 +242,7 @@ def replace_halves(fgraph, formula, quaddist, batch, half_logdet, posdef):
             return None
     for half in formula.half_logdets:
         if same_batch:
-            out = half_logdet.sum(axis=half.axes) if half.axes else half_logdet
-            replacements[half.out] = out
+            replacements[half.out] = sum_over(half_logdet, half.axes)
             continue
         if half.axes or quaddist.axes:
             return None
