@@ -4,7 +4,7 @@ import numpy as np
 import pytensor.tensor as pt
 from pymc.logprob.utils import CheckParameterValue
 from pytensor.compile.mode import optdb
-from pytensor.graph.basic import Apply
+from pytensor.graph.basic import Apply, Constant
 from pytensor.graph.rewriting.basic import dfs_rewriter, node_rewriter
 
 
@@ -32,6 +32,11 @@ class BatchedCheck(CheckParameterValue):
             raise self.exc_type(self.msg)
         outputs[0][0] = value
 
+    def do_constant_folding(self, fgraph, node):
+        """Fold only if no condition fails: a check must raise when it runs, not when it compiles."""
+        condition = node.inputs[1]
+        return isinstance(condition, Constant) and bool(np.all(condition.data))
+
     def infer_shape(self, node, shapes):
         """The shape of the value."""
         return [shapes[0]]
@@ -43,12 +48,12 @@ class BatchedCheck(CheckParameterValue):
 
 def batched_check(op: CheckParameterValue, value, condition, core_ndim: int):
     """Vectorize a check: `value` has `core_ndim` core dimensions, `condition` has none."""
-    batch_ndim = max(value.type.ndim - core_ndim, condition.type.ndim)
+    if condition.type.ndim == 0:
+        return op(value, condition)
     condition = pt.shape_padright(condition, core_ndim)
-    if value.type.ndim < batch_ndim + core_ndim:
-        value = pt.broadcast_to(value, (*tuple(condition.shape)[:batch_ndim], *value.shape))
-    new_op = BatchedCheck(op.msg, op.can_be_replaced_by_ninf)
-    return new_op(value, condition)
+    if missing := condition.type.ndim - value.type.ndim:
+        value = pt.broadcast_to(value, (*tuple(condition.shape)[:missing], *value.shape))
+    return BatchedCheck(op.msg, op.can_be_replaced_by_ninf)(value, condition)
 
 
 @node_rewriter([BatchedCheck])

@@ -4,9 +4,14 @@ from collections.abc import Iterable, Sequence
 
 from pytensor.graph.basic import Constant, Variable
 from pytensor.scalar.basic import Add, Mul
-from pytensor.tensor.basic import Split
-from pytensor.tensor.elemwise import Elemwise
+from pytensor.tensor.basic import Join, MakeVector, Split
+from pytensor.tensor.elemwise import DimShuffle, Elemwise
+from pytensor.tensor.subtensor import AdvancedSubtensor, Subtensor
 from pytensor.tensor.type import TensorType
+
+#: Ops that can be batched when an integer constant differs from term to term. For all others an
+#: integer says what to do (a shape, an axis) and counts by value.
+TAKES_VARYING_INTEGERS = (Elemwise, Subtensor, AdvancedSubtensor, Join, MakeVector, DimShuffle)
 
 
 class Signatures:
@@ -48,7 +53,13 @@ class Signatures:
 
     def _node_key(self, var: Variable) -> tuple:
         node = var.owner
-        inputs = [self._of[inp] for inp in node.inputs]
+        by_value = not isinstance(node.op, TAKES_VARYING_INTEGERS) or _makes_a_shape(node.op)
+        inputs = [
+            (inp.type, inp.data.tobytes())
+            if by_value and isinstance(inp, Constant) and _is_integer(inp)
+            else self._of[inp]
+            for inp in node.inputs
+        ]
         if is_commutative(node.op):
             inputs.sort()
         # the outputs of one Split are alike: slices of one variable
@@ -65,6 +76,14 @@ def _leaf_key(var: Variable) -> tuple:
         data = None if hasattr(var.type, "dtype") else var.signature()
         return ("constant", var.type, data)
     return ("constant" if isinstance(var, Constant) else "leaf", var.type)
+
+
+def _makes_a_shape(op) -> bool:
+    return isinstance(op, MakeVector) and op.dtype.startswith("int")
+
+
+def _is_integer(constant: Constant) -> bool:
+    return isinstance(constant.type, TensorType) and constant.type.dtype.startswith(("int", "uint"))
 
 
 def is_commutative(op) -> bool:
