@@ -6,9 +6,11 @@ log-density is ``Check(MvNormalLogp(value, mu, matrix))`` instead of PyMC's 17 n
 5000 of them is built in a third of the time, and needs no recognition afterwards.
 """
 
-from pymc.distributions.multivariate import PrecisionMvNormalRV
+from functools import cache
+
 from pymc.logprob.abstract import _logprob
 from pymc.logprob.utils import CheckParameterValue
+from pytensor.graph.basic import Apply
 from pytensor.graph.rewriting.basic import node_rewriter
 from pytensor.tensor.random.basic import MvNormalRV
 
@@ -29,8 +31,14 @@ def fuse_mvnormal_rv(fgraph, node):
     """
     if isinstance(node.op, FusedMvNormalRV):
         return None
-    op = FusedMvNormalRV(**node.op._props_dict())
-    return op.make_node(*node.inputs).outputs
+    # the inputs were checked when `node` was made: making it again would infer its shape anew,
+    # the larger part of what PyMC needs to build the log-density of a loop
+    return Apply(_fused_op(node.op), node.inputs, [out.type() for out in node.outputs]).outputs
+
+
+@cache
+def _fused_op(op: MvNormalRV) -> FusedMvNormalRV:
+    return FusedMvNormalRV(**op._props_dict())
 
 
 @_logprob.register(FusedMvNormalRV)
