@@ -1,0 +1,1 @@
+"""The benchmark, the demo and the models that both measure."""
