@@ -1,6 +1,7 @@
 """What several rules match: factors and their uses, sums of squares, matrices proven definite."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from pytensor.graph.basic import Apply, Variable
 from pytensor.graph.fg import FunctionGraph
@@ -23,11 +24,6 @@ def scalar_constant(var: Variable) -> float | None:
     except NotScalarConstantError:
         return None
     return float(value) if value.dtype.kind in "iufb" else None
-
-
-def batch_ndim(matrix: Variable) -> int:
-    """Number of batch dimensions of a stack of matrices."""
-    return matrix.type.ndim - 2
 
 
 def reduced_axes(node: Apply) -> tuple[int, ...] | None:
@@ -59,23 +55,39 @@ def is_square_of(node: Apply, var: Variable) -> bool:
     return False
 
 
-def uses(fgraph: FunctionGraph, var: Variable) -> Iterator[tuple[Apply, Variable]]:
-    """Clients of `var` with the view they use, through added batch dimensions and transposes.
+@dataclass(frozen=True)
+class MatrixView:
+    """A stack of matrices seen with more batch dimensions, or transposed."""
 
-    A client that uses one view twice comes once.
-    """
-    seen: set[Apply] = set()
-    for client, _ in fgraph.clients[var]:
-        if client in seen:
-            continue
-        seen.add(client)
-        match client.op:
-            case DimShuffle(is_left_expand_dims=True) | DimShuffle(
-                is_left_expanded_matrix_transpose=True
+    core: Variable
+    #: For each batch axis of the view the batch axis of `core`, or "x" where it was added.
+    batch_order: tuple[int | str, ...]
+    transposed: bool
+
+
+def matrix_view(var: Variable) -> MatrixView:
+    """Look through one `DimShuffle` that adds batch dimensions or transposes the matrices."""
+    match var.owner_op_and_inputs:
+        case (DimShuffle(new_order=order), core) if core.type.ndim >= 2:
+            n_batch = core.type.ndim - 2
+            batch_order, last_two = tuple(order[:-2]), tuple(order[-2:])
+            if tuple(i for i in batch_order if i != "x") == tuple(range(n_batch)) and last_two in (
+                (n_batch, n_batch + 1),
+                (n_batch + 1, n_batch),
             ):
-                yield from uses(fgraph, client.outputs[0])
-            case _:
-                yield client, var
+                return MatrixView(core, batch_order, last_two[0] > last_two[1])
+    return MatrixView(var, tuple(range(var.type.ndim - 2)), False)
+
+
+def uses(fgraph: FunctionGraph, matrix: Variable) -> Iterator[tuple[Apply, Variable]]:
+    """Clients of `matrix`, each once, with the view they use; see `matrix_view`."""
+    for client in dict.fromkeys(client for client, _ in fgraph.clients[matrix]):
+        if isinstance(client.op, DimShuffle) and matrix_view(client.outputs[0]).core is matrix:
+            [view] = client.outputs
+            for user in dict.fromkeys(user for user, _ in fgraph.clients[view]):
+                yield user, view
+        else:
+            yield client, matrix
 
 
 def drop_axis(axes: tuple[int, ...], axis: int) -> tuple[int, ...]:
@@ -115,12 +127,14 @@ def dimshuffled(var: Variable, order: tuple[int | str, ...]) -> Variable:
     return var.dimshuffle(order)
 
 
-def squeezed(var: Variable, axes: tuple[int, ...]) -> Variable:
-    """`var` without `axes`, which have length 1, see `dimshuffled`."""
-    return dimshuffled(var, tuple(i for i in range(var.type.ndim) if i not in axes))
+def transposed(var: Variable) -> Variable:
+    """`var.mT`, see `dimshuffled`."""
+    n = var.type.ndim
+    return dimshuffled(var, (*range(n - 2), n - 1, n - 2))
 
 
-def squeezed_left(var: Variable, limit: int | None = None) -> Variable:
-    """`var` without its leading dimensions of length 1, at most `limit`; a matrix keeps two."""
-    lead = var.type.broadcastable[: var.type.ndim - 2 if limit is None else limit]
-    return squeezed(var, tuple(range(lead.index(False) if False in lead else len(lead))))
+def without_leading_ones(var: Variable, core_ndim: int) -> Variable:
+    """`var` without its leading batch dimensions of length 1, which broadcast anyway."""
+    batch = var.type.broadcastable[: var.type.ndim - core_ndim]
+    lead = batch.index(False) if False in batch else len(batch)
+    return dimshuffled(var, tuple(range(lead, var.type.ndim)))

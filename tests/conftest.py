@@ -3,8 +3,8 @@
 import logging
 
 import numpy as np
-import pytest
 import pytensor
+import pytest
 
 from pytensor_mvn_rewrites import pipeline
 

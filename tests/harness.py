@@ -85,6 +85,32 @@ def _dprint(graph) -> str:
     return pytensor.dprint(list(graph), file="str", print_type=True)
 
 
+def float_dtype(graph: Sequence[Variable]) -> str:
+    """The least precise dtype of the float outputs."""
+    return min((v.type.dtype for v in graph if v.type.dtype.startswith("float")), key=len)
+
+
+def assert_same_numbers(
+    graph,
+    new,
+    values: Mapping[Variable, object],
+    *,
+    wrt: Sequence[Variable] | None = None,
+    condition: float = 1.0,
+) -> None:
+    """`new` has the values and the gradients of `graph`, neither of them rewritten further."""
+    graph, new = _as_list(graph), _as_list(new)
+    dtype = float_dtype(graph)
+    if wrt is None:
+        wrt = [var for var in values if var.type.dtype.startswith("float")]
+    for got, want in zip(evaluate(new, values), evaluate(graph, values), strict=True):
+        assert_close(got, want, "value", dtype, condition)
+    got_grads = evaluate(gradient(new, wrt), values)
+    want_grads = evaluate(gradient(graph, wrt), values)
+    for got, want in zip(got_grads, want_grads, strict=True):
+        assert_close(got, want, "gradient", dtype, condition)
+
+
 def assert_rewrites_to(
     graph,
     expected,
@@ -113,10 +139,7 @@ def assert_rewrites_to(
         Check also that the ops are there in a function compiled with all rewrites.
     """
     graph, expected = _as_list(graph), _as_list(expected)
-    dtype = min((v.type.dtype for v in graph if v.type.dtype.startswith("float")), key=len)
-    if wrt is None:
-        wrt = [var for var in values if var.type.dtype.startswith("float")]
-
+    dtype = float_dtype(graph)
     new = rewritten(graph)
     with mvn.disable():
         by_hand = rewritten(expected)
@@ -126,19 +149,12 @@ def assert_rewrites_to(
     again = rewritten(new)
     assert _same(again, new), f"a second application changed the graph to\n{_dprint(again)}"
 
-    reference = evaluate(graph, values)
-    for got, want in zip(evaluate(new, values), reference, strict=True):
-        assert_close(got, want, "value", dtype, condition)
-
-    if wrt:
-        got_grads = evaluate(gradient(new, wrt), values)
-        want_grads = evaluate(gradient(graph, wrt), values)
-        for got, want in zip(got_grads, want_grads, strict=True):
-            assert_close(got, want, "gradient", dtype, condition)
+    assert_same_numbers(graph, new, values, wrt=wrt, condition=condition)
 
     if pipeline:
         fn = pytensor.function(list(values), graph, mode=PIPELINE_MODE, on_unused_input="ignore")
         assert our_ops(fn.maker.fgraph) == our_ops(by_hand)
+        reference = evaluate(graph, values)
         for got, want in zip(fn(*values.values()), reference, strict=True):
             assert_close(got, want, "value", dtype, condition)
 

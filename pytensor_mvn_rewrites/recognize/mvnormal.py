@@ -13,7 +13,7 @@ from pytensor.tensor.elemwise import DimShuffle, Elemwise
 from pytensor.tensor.shape import Shape, Shape_i
 from pytensor.tensor.subtensor import Subtensor
 
-from pytensor_mvn_rewrites.matching import scalar_constant
+from pytensor_mvn_rewrites.matching import scalar_constant, without_leading_ones
 from pytensor_mvn_rewrites.ops import InvQuadLogdet, mvnormal_logp
 from pytensor_mvn_rewrites.pipeline import recognize
 
@@ -39,8 +39,8 @@ def mvnormal_logp_of_quad_logdet(fgraph, node):
     .. math:: \log N(x \mid \mu, \Sigma) = -\tfrac n2 \log 2\pi
               - \tfrac12 (x-\mu)^\top \Sigma^{-1} (x-\mu) - \tfrac12 \log|\Sigma|
 
-    Cost: the same, one node instead of 8; the structure rules know this op best. Further terms of
-    the sum stay. Declines when the constant is missing, and when no difference to a mean is visible.
+    Cost: the same, one node instead of 8; further terms of the sum stay. Declines when the
+    constant is missing, and when no difference to a mean is visible.
     """
     delta, matrix = node.inputs
     quaddist, half_logdet, posdef = node.outputs
@@ -52,6 +52,7 @@ def mvnormal_logp_of_quad_logdet(fgraph, node):
     if value.type.shape[-1] == 1 or mu.type.shape[-1] == 1:
         # a core dimension that broadcasts: the op would not
         return None
+    value, mu = without_leading_ones(value, 1), without_leading_ones(mu, 1)
     above_half = set(expressions_above(fgraph, half_logdet))
     for root in expressions_above(fgraph, quaddist):
         if root not in above_half:
@@ -63,6 +64,8 @@ def mvnormal_logp_of_quad_logdet(fgraph, node):
         return None
 
     logp, new_posdef = mvnormal_logp(value, mu, matrix, node.op.param)
+    if logp.type.broadcastable != quaddist.type.broadcastable:
+        return None
     copy_stack_trace(root, logp)
     for term, coefficient in rest.terms.items():
         logp = logp + (term if coefficient == 1 else coefficient * term)
@@ -155,7 +158,7 @@ def is_length_of(length: Variable, vector: Variable) -> bool:
     match length.owner_op_and_inputs:
         case (Elemwise(scalar_op=Cast()) | ScalarFromTensor() | TensorFromScalar(), inner):
             return is_length_of(inner, vector)
-        case (DimShuffle(), Variable(owner=Apply(op=Shape(), inputs=[source]))):
+        case (Shape(), source):
             return last == 0 and source is vector
         case (DimShuffle(), inner):
             return is_length_of(inner, vector)

@@ -2,31 +2,32 @@
 
 from dataclasses import dataclass, field
 
-import pytensor.tensor as pt
 from pytensor.graph.basic import Apply, Variable
 from pytensor.graph.rewriting.basic import copy_stack_trace, node_rewriter
 from pytensor.graph.rewriting.unify import OpPattern
 from pytensor.scalar.basic import GT, Log
+from pytensor.tensor.basic import ExtractDiag
 from pytensor.tensor.blockwise import Blockwise
 from pytensor.tensor.elemwise import DimShuffle, Elemwise
 from pytensor.tensor.linalg.decomposition.cholesky import Cholesky
 from pytensor.tensor.linalg.solvers.triangular import SolveTriangular
 from pytensor.tensor.math import All, Dot, Sum
 from pytensor.tensor.rewriting.blockwise import blockwise_of
-from pytensor.tensor.rewriting.linalg.utils import strip_left_expand_dims_and_transpose
 
 from pytensor_mvn_rewrites.matching import (
+    MatrixView,
     dimshuffled,
     drop_axis,
     is_core_diagonal,
     is_elementwise_function_of,
     is_real_float,
     is_square_of,
+    matrix_view,
     reduced_axes,
     scalar_constant,
-    squeezed,
-    squeezed_left,
+    transposed,
     uses,
+    without_leading_ones,
 )
 from pytensor_mvn_rewrites.ops import inv_quad_logdet
 from pytensor_mvn_rewrites.pipeline import recognize
@@ -65,64 +66,57 @@ def quad_logdet_of_cholesky(fgraph, node):
     .. math:: d^\top \Sigma^{-1} d = \|L^{-1} d\|^2, \qquad
               \tfrac12 \log|\Sigma| = \sum_i \log L_{ii}, \qquad \Sigma = L L^\top
 
-    A factor that comes from elsewhere gives ``InvQuadLogdet{chol}(d, L)``. Cost: the same flops, one
-    node instead of 8, and a closed-form gradient instead of the one through the Cholesky.
+    A factor that comes from elsewhere gives ``InvQuadLogdet{chol}(d, L)``. Cost: the same flops,
+    one node instead of 8, and a closed-form gradient instead of the one through the Cholesky.
     Declines when the factor has any other use (it would be computed twice), and when only one half
     of the pair is there.
     """
-    matrix, param, factor = matrix_of_factor(node.inputs[0])
+    view = matrix_view(node.inputs[0])
+    matrix, param = parametrization(view)
     if not is_real_float(matrix, node.inputs[1]):
         return None
-    formula = uses_of_factor(fgraph, factor)
+    formula = uses_of_factor(fgraph, view)
     if formula is None or not formula.quaddists or not formula.half_logdets:
         return None
 
     replacements: dict[Variable, Variable] = {}
-    halves_done = False
+    halves = None
     for quaddist in formula.quaddists:
-        quad, half_logdet, posdef = inv_quad_logdet(*aligned(quaddist.solve, matrix), param)
+        rows = align(quaddist.solve, matrix)
+        quad, half_logdet, posdef = inv_quad_logdet(rows.delta, rows.matrix, param)
         copy_stack_trace(quaddist.out, quad)
-        if not halves_done:
-            halves = replace_halves(
-                fgraph, formula, quaddist, factor.type.broadcastable[:-2], half_logdet, posdef
-            )
-            if halves is not None:
-                replacements |= halves
-                halves_done = True
-        replacements[quaddist.out] = reduced(quad, quaddist)
-    return replacements if halves_done else None
+        if halves is None:
+            halves = replace_halves(fgraph, formula, quaddist, rows, half_logdet, posdef)
+            replacements |= halves or {}
+        replacements[quaddist.out] = rows.reduced(quad, quaddist)
+    return None if halves is None else replacements
 
 
-def matrix_of_factor(factor: Variable) -> tuple[Variable, str, Variable]:
-    """The matrix, its parametrization, and the variable whose uses are those of the factor."""
-    core, transposed = strip_left_expand_dims_and_transpose(factor)
-    match core.owner_op_and_inputs:
-        case (Blockwise(Cholesky(lower=lower)), matrix) if lower is not transposed:
-            matrix = squeezed_left(matrix)
+def parametrization(view: MatrixView) -> tuple[Variable, str]:
+    """The matrix behind a factor that is used as a lower one, and how it is parametrized."""
+    match view.core.owner_op_and_inputs:
+        case (Blockwise(Cholesky(lower=lower)), matrix) if lower is not view.transposed:
             # the upper factor is made from the upper triangle
-            return (matrix if lower else matrix.mT), "cov", core
-    return (core.mT if transposed else core), "chol", core
+            return (matrix if lower else transposed(matrix)), "cov"
+    return (transposed(view.core) if view.transposed else view.core), "chol"
 
 
-def uses_of_factor(fgraph, factor: Variable) -> Formula | None:
+def uses_of_factor(fgraph, factor: MatrixView) -> Formula | None:
     """Sort the uses of the Cholesky factor; None when one of them is not part of the formula."""
     formula = Formula()
-    for client, view in uses(fgraph, factor):
+    for client, view in uses(fgraph, factor.core):
         match client.op:
             case Blockwise(SolveTriangular(lower=True, unit_diagonal=False)):
                 quaddist = match_quaddist(fgraph, client) if client.inputs[0] is view else None
-                if quaddist is None:
+                # L in one solve and L' in another are two factors
+                if quaddist is None or matrix_view(view).transposed is not factor.transposed:
                     return None
                 formula.quaddists.append(quaddist)
-            case _ if is_core_diagonal(client):
+            case ExtractDiag() if view is factor.core and is_core_diagonal(client):
                 if not add_uses_of_diagonal(fgraph, client.outputs[0], formula):
                     return None
             case _:
                 return None
-    # L in one solve and L' in another are two factors
-    solved = [quaddist.solve.inputs[0] for quaddist in formula.quaddists]
-    if len({strip_left_expand_dims_and_transpose(view)[1] for view in solved}) > 1:
-        return None
     return formula
 
 
@@ -185,18 +179,74 @@ def add_uses_of_diagonal(fgraph, diag: Variable, formula: Formula) -> bool:
     return True
 
 
-def aligned(solve: Apply, matrix: Variable) -> tuple[Variable, Variable]:
-    """Right-hand sides of `solve` as rows, and the matrix with a batch dimension for them.
+@dataclass
+class Rows:
+    """The arguments of the op, and the way back to the batch dimensions of the formula."""
 
-    Leading batch dimensions of length 1 that the matrix lacks are dropped from the rows.
+    delta: Variable
+    matrix: Variable
+    #: For each batch axis of the formula the batch axis of the matrix, or "x".
+    positions: tuple[int | str, ...]
+    #: The batch axes of the formula that the op has: the others have length 1.
+    keep: tuple[int, ...]
+    #: Which batch dimensions of the matrix have length 1.
+    matrix_batch: tuple[bool, ...]
+
+    def index(self, axis: int) -> int | str:
+        """The batch axis of the op that is `axis` of the formula."""
+        return self.keep.index(axis) if axis in self.keep else "x"
+
+    def reduced(self, quad: Variable, quaddist: Quaddist) -> Variable:
+        """`quad` with the batch dimensions of the formula, those of the reduction summed."""
+        ndim = len(self.positions)
+        axes = tuple(self.keep.index(axis) for axis in quaddist.axes if axis in self.keep)
+        total = sum_over(quad, axes)
+        left = [axis for axis in self.keep if axis not in quaddist.axes]
+        order = tuple(
+            left.index(axis) if axis in left else "x"
+            for axis in range(ndim)
+            if axis not in quaddist.axes
+        )
+        missing = quaddist.out.type.ndim - len(order)
+        return dimshuffled(total, ("x",) * missing + order)
+
+    def per_row(self, var: Variable) -> Variable:
+        """An output of the op with all batch dimensions of the formula."""
+        return dimshuffled(var, tuple(self.index(axis) for axis in range(len(self.positions))))
+
+    def per_matrix(self, var: Variable) -> Variable | None:
+        """An output of the op with the batch dimensions of the matrix; None if it has more."""
+        for i, axis in enumerate(self.keep):
+            position = self.positions[axis]
+            if position == "x" or var.type.broadcastable[i] != self.matrix_batch[position]:
+                return None
+        return dimshuffled(
+            var,
+            tuple(self.index(self.positions.index(i)) for i in range(len(self.matrix_batch))),
+        )
+
+
+def align(solve: Apply, matrix: Variable) -> Rows:
+    """Right-hand sides of `solve` as rows, and the matrix with the batch dimensions to match.
+
+    Dimensions of length 1 that neither needs are dropped.
     """
     delta = solve.inputs[1]
-    ndim = delta.type.ndim
+    positions = matrix_view(solve.inputs[0]).batch_order
     if solve.op.core_op.b_ndim == 2:
-        delta = dimshuffled(delta, (*range(ndim - 2), ndim - 1, ndim - 2))
-        if matrix.type.ndim > 2:
-            matrix = pt.expand_dims(matrix, -3)
-    return squeezed_left(delta, max(0, (ndim - 1) - (matrix.type.ndim - 2))), matrix
+        delta = transposed(delta)
+        positions = (*positions, "x")
+    n_batch = len(positions)
+    matrix_batch = tuple(matrix.type.broadcastable[:-2])
+    keep = tuple(
+        axis
+        for axis, position in enumerate(positions)
+        if not (delta.type.broadcastable[axis] and (position == "x" or matrix_batch[position]))
+    )
+    delta = without_leading_ones(dimshuffled(delta, (*keep, n_batch)), 1)
+    core = matrix.type.ndim - 2
+    matrix = dimshuffled(matrix, (*(positions[axis] for axis in keep), core, core + 1))
+    return Rows(delta, without_leading_ones(matrix, 2), positions, keep, matrix_batch)
 
 
 def sum_over(var: Variable, axes: tuple[int, ...]) -> Variable:
@@ -206,47 +256,29 @@ def sum_over(var: Variable, axes: tuple[int, ...]) -> Variable:
     return var.sum(axis=None if len(axes) == var.type.ndim else axes)
 
 
-def reduced(quad: Variable, quaddist: Quaddist) -> Variable:
-    """Sum `quad` over the batch axes of the reduction, in the shape of the variable it replaces."""
-    z_batch_ndim = quaddist.solve.outputs[0].type.ndim - 1
-    dropped = z_batch_ndim - quad.type.ndim
-    axes = tuple(axis - dropped for axis in quaddist.axes if axis >= dropped)
-    out = sum_over(quad, axes)
-    missing = quaddist.out.type.ndim - out.type.ndim
-    return pt.expand_dims(out, tuple(range(missing))) if missing else out
-
-
-def replace_halves(fgraph, formula, quaddist, batch, half_logdet, posdef):
+def replace_halves(fgraph, formula: Formula, quaddist: Quaddist, rows: Rows, half_logdet, posdef):
     """Replacements for the log-determinants and checks by outputs of the op; None if impossible.
 
     The op gives one for each row of delta, the formula one for each matrix. Where there are more
     rows than matrices, the elementwise ops that combine it with the quadratic form take the rows'.
     """
-    extra = half_logdet.type.ndim - len(batch)
-    full = (True,) * -extra + half_logdet.type.broadcastable
-    same_batch = all(full[: max(extra, 0)]) and full[max(extra, 0) :] == batch
-    if same_batch and extra > 0:
-        half_logdet, posdef = (squeezed(v, tuple(range(extra))) for v in (half_logdet, posdef))
-    elif same_batch and extra < 0:
-        half_logdet, posdef = (
-            pt.expand_dims(v, tuple(range(-extra))) for v in (half_logdet, posdef)
-        )
-
     replacements: dict[Variable, Variable] = {}
+    per_matrix = rows.per_matrix(posdef)
     for check in formula.posdefs:
         if check.out.type.ndim == 0:
             replacements[check.out] = posdef.all() if posdef.type.ndim else posdef
-        elif same_batch:
-            replacements[check.out] = posdef.all(axis=check.axes) if check.axes else posdef
-        else:
+        elif per_matrix is None:
             return None
+        else:
+            replacements[check.out] = per_matrix.all(axis=check.axes) if check.axes else per_matrix
+    per_matrix = rows.per_matrix(half_logdet)
     for half in formula.half_logdets:
-        if same_batch:
-            replacements[half.out] = sum_over(half_logdet, half.axes)
+        if per_matrix is not None:
+            replacements[half.out] = sum_over(per_matrix, half.axes)
             continue
         if half.axes or quaddist.axes:
             return None
-        combined = combine_with_rows(fgraph, half.out, half_logdet, quaddist.out)
+        combined = combine_with_rows(fgraph, half.out, rows.per_row(half_logdet), quaddist.out)
         if combined is None:
             return None
         replacements |= combined

@@ -5,7 +5,14 @@ import pytest
 from pytensor.graph.replace import vectorize_graph
 
 from pytensor_mvn_rewrites.ops import inv_quad_logdet
-from tests.harness import assert_declines, assert_rewrites_to, our_ops, rewritten, spd
+from tests.harness import (
+    assert_declines,
+    assert_rewrites_to,
+    assert_same_numbers,
+    our_ops,
+    rewritten,
+    spd,
+)
 
 
 def half_logdet(chol):
@@ -44,9 +51,7 @@ def test_vector(vector, square):
     d, S, values = vector
     L = pt.linalg.cholesky(S)
     quad, half, _ = inv_quad_logdet(d, S)
-    assert_rewrites_to(
-        [square(whitened(L, d)), half_logdet(L)], [quad, half], values
-    )
+    assert_rewrites_to([square(whitened(L, d)), half_logdet(L)], [quad, half], values)
 
 
 def test_check_of_the_diagonal(vector):
@@ -110,9 +115,7 @@ def test_columns(rows):
     X, S, values = rows
     L = pt.linalg.cholesky(S)
     quad, half, _ = inv_quad_logdet(X, S)
-    assert_rewrites_to(
-        (whitened(L, X.T) ** 2).sum(0) + half_logdet(L), quad + half, values
-    )
+    assert_rewrites_to((whitened(L, X.T) ** 2).sum(0) + half_logdet(L), quad + half, values)
 
 
 def test_batch(rng):
@@ -195,19 +198,18 @@ def test_not_positive_definite(vector):
 
 
 @pytest.mark.parametrize("param", ["scale", "chol", "tau"])
-def test_student_t(vector, param):
-    x, S, values = vector
-    nu = pt.scalar("nu")
+@pytest.mark.parametrize("batch", [(), (5,)], ids=["vector", "rows"])
+def test_student_t(rng, param, batch):
+    nu, S = pt.scalar("nu"), pt.matrix("S", shape=(3, 3))
+    x = pt.tensor("x", shape=(*batch, 3))
     graph = pm.logp(pm.MvStudentT.dist(nu, mu=np.arange(3.0), **{param: S}), x)
     new = rewritten([graph])
-    assert our_ops(new) == {"InvQuadLogdet{chol}" if param == "chol" else "InvQuadLogdet{cov}": 1}
-
-
-def test_student_t_rows(rows):
-    X, S, values = rows
-    nu = pt.scalar("nu")
-    graph = pm.logp(pm.MvStudentT.dist(nu, mu=np.arange(3.0), scale=S), X)
-    assert our_ops(rewritten([graph])) == {"InvQuadLogdet{cov}": 1}
+    assert our_ops(new) == {f"InvQuadLogdet{{{'cov' if param == 'scale' else param}}}": 1}
+    value = spd(rng, n=3)
+    if param == "chol":
+        value = np.linalg.cholesky(value)
+    wrt = [nu, x] if param == "tau" else None
+    assert_same_numbers(graph, new, {nu: 4.0, x: rng.normal(size=(*batch, 3)), S: value}, wrt=wrt)
 
 
 def declining(name):
@@ -272,7 +274,7 @@ def test_near_miss(name):
 
 
 def test_vectorized(vector, rng):
-    d, S, values = vector
+    d, S, _ = vector
     L = pt.linalg.cholesky(S)
     graph = (whitened(L, d) ** 2).sum() + half_logdet(L)
     ds, Ss = pt.matrix("ds", shape=(None, 3)), pt.tensor3("Ss", shape=(None, 3, 3))

@@ -1,0 +1,50 @@
+"""Covariances that are given as the inverse of a precision matrix."""
+
+from pytensor.graph.rewriting.basic import copy_stack_trace, node_rewriter
+from pytensor.tensor.blockwise import Blockwise
+from pytensor.tensor.linalg.inverse import MatrixInverse
+
+from pytensor_mvn_rewrites.matching import dimshuffled, matrix_view, without_leading_ones
+from pytensor_mvn_rewrites.ops import InvQuadLogdet, MvNormalLogp
+from pytensor_mvn_rewrites.pipeline import structure
+
+
+@structure
+@node_rewriter([MvNormalLogp, InvQuadLogdet])
+def covariance_is_inverse_precision(fgraph, node):
+    r"""MvNormalLogp{cov}(x, mu, inv(T)) -> MvNormalLogp{tau}(x, mu, T), and back.
+
+    .. math:: d^\top (T^{-1})^{-1} d = \|L^\top d\|^2, \qquad
+              \log|T^{-1}| = -2 \sum_i \log L_{ii}, \qquad T = L L^\top
+
+    The same for ``InvQuadLogdet``. Cost: an inverse, a factorization and a solve become a
+    factorization and a product. A covariance is symmetric: a matrix that is not, of which the
+    unrewritten graph reads the lower triangle of the inverse, is read by its own lower triangle.
+    Declines for pseudo-inverses and for products of inverses.
+    """
+    other = {"cov": "tau", "tau": "cov"}.get(node.op.param)
+    if other is None:
+        return None
+    *vectors, matrix = node.inputs
+    view = matrix_view(matrix)
+    match view.core.owner_op_and_inputs:
+        case (Blockwise(MatrixInverse()), inverted):
+            pass
+        case _:
+            return None
+    if inverted.type.dtype != matrix.type.dtype:
+        return None
+    n_batch = inverted.type.ndim - 2
+    last_two = (n_batch, n_batch + 1)
+    core_order = tuple(reversed(last_two)) if view.transposed else last_two
+    inverted = dimshuffled(inverted, (*view.batch_order, *core_order))
+    outputs = type(node.op)(param=other)(
+        *vectors, without_leading_ones(inverted, 2), return_list=True
+    )
+    if any(
+        new.type.broadcastable != old.type.broadcastable
+        for new, old in zip(outputs, node.outputs, strict=True)
+    ):
+        return None
+    copy_stack_trace(node.outputs, outputs)
+    return outputs

@@ -1,0 +1,139 @@
+import numpy as np
+import pymc as pm
+import pytensor.tensor as pt
+import pytest
+from pytensor.assumptions import assume
+
+import pytensor_mvn_rewrites as mvn
+from pytensor_mvn_rewrites.ops import inv_quad_logdet, mvnormal_logp
+from tests.harness import (
+    PIPELINE_MODE,
+    assert_close,
+    assert_declines,
+    assert_rewrites_to,
+    assert_same_numbers,
+    our_ops,
+    rewritten,
+    spd,
+)
+
+
+def tagged(L):
+    """As PyMC marks the `chol` of an MvNormal."""
+    L.tag.lower_triangular = True
+    return L
+
+
+def lower_triangular(entries, n=3):
+    """Put the last axis of `entries` into the lower triangle, row by row."""
+    rows, columns = np.tril_indices(n)
+    zeros = pt.zeros((*entries.type.shape[:-1], n, n))
+    return tagged(zeros[..., rows, columns].set(entries))
+
+
+def entries_of(cov):
+    """The values for `lower_triangular`."""
+    return np.linalg.cholesky(cov)[..., *np.tril_indices(cov.shape[-1])]
+
+
+def test_vector(rng):
+    x, mu, e = pt.vector("x", shape=(3,)), pt.vector("mu", shape=(3,)), pt.vector("e", shape=(6,))
+    L = lower_triangular(e)
+    assert_rewrites_to(
+        list(mvnormal_logp(x, mu, L @ L.mT)),
+        list(mvnormal_logp(x, mu, L, "chol")),
+        {x: rng.normal(size=3), mu: rng.normal(size=3), e: entries_of(spd(rng, n=3))},
+    )
+
+
+def test_cholesky_factor_of_another_matrix(rng):
+    x, S, c = pt.vector("x", shape=(3,)), pt.matrix("S", shape=(3, 3)), pt.scalar("c")
+    L = pt.exp(c) * pt.linalg.cholesky(S)
+    assert_rewrites_to(
+        list(inv_quad_logdet(x, L @ L.mT)),
+        list(inv_quad_logdet(x, L, "chol")),
+        {x: rng.normal(size=3), S: spd(rng, n=3), c: 0.3},
+    )
+
+
+def test_declared(rng):
+    x, A = pt.vector("x", shape=(3,)), pt.matrix("A", shape=(3, 3))
+    L = assume(A, lower_triangular=True)
+    graph = inv_quad_logdet(x, L @ L.mT)
+    new = rewritten(graph)
+    assert our_ops(new) == {"InvQuadLogdet{chol}": 1}
+    values = {x: rng.normal(size=3), A: np.linalg.cholesky(spd(rng, n=3))}
+    # a declaration says nothing about the gradient of the entries above the diagonal
+    assert_same_numbers(graph, new, values, wrt=[x])
+
+
+def test_upper_factor(rng):
+    x, e = pt.vector("x", shape=(3,)), pt.vector("e", shape=(6,))
+    U = lower_triangular(e).mT
+    U.tag.upper_triangular = True
+    assert_rewrites_to(
+        list(inv_quad_logdet(x, U.mT @ U)),
+        list(inv_quad_logdet(x, U.mT, "chol")),
+        {x: rng.normal(size=3), e: entries_of(spd(rng, n=3))},
+    )
+
+
+def test_one_factor_for_all_rows(rng):
+    x, e = pt.matrix("x", shape=(5, 3)), pt.vector("e", shape=(6,))
+    L = lower_triangular(e)
+    assert_rewrites_to(
+        list(inv_quad_logdet(x, (L @ L.mT)[None])),
+        list(inv_quad_logdet(x, L, "chol")),
+        {x: rng.normal(size=(5, 3)), e: entries_of(spd(rng, n=3))},
+    )
+
+
+def test_batch(rng):
+    x, e = pt.matrix("x", shape=(5, 3)), pt.matrix("e", shape=(5, 6))
+    L = lower_triangular(e)
+    assert_rewrites_to(
+        list(inv_quad_logdet(x, L @ L.mT)),
+        list(inv_quad_logdet(x, L, "chol")),
+        {x: rng.normal(size=(5, 3)), e: entries_of(spd(rng, 5, n=3))},
+    )
+
+
+def near_misses():
+    d, A = pt.vector("d", shape=(3,)), pt.matrix("A", shape=(3, 3))
+    L = lower_triangular(pt.vector("e", shape=(6,)))
+    K = lower_triangular(pt.vector("f", shape=(6,)))
+    return {
+        "not triangular": inv_quad_logdet(d, A @ A.mT),
+        "wrong order": inv_quad_logdet(d, L.mT @ L),
+        "two factors": inv_quad_logdet(d, L @ K.mT),
+        # PyTensor does not see that it is triangular, and factors the product
+        "tril": inv_quad_logdet(d, pt.tril(A) @ pt.tril(A).mT),
+        "jitter": inv_quad_logdet(d, L @ L.mT + 1e-6 * pt.eye(3)),
+        "precision": inv_quad_logdet(d, L @ L.mT, "tau"),
+    }
+
+
+@pytest.mark.parametrize("name", near_misses())
+def test_near_miss(name):
+    assert_declines(near_misses()[name])
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_model(rng, sign):
+    """A negative diagonal of `chol` gives -inf, as it does without the plugin."""
+    with pm.Model() as model:
+        entries = pm.Normal("entries", shape=3)
+        L = pt.set_subtensor(pt.zeros((2, 2))[np.tril_indices(2)], entries)
+        pm.MvNormal("x", np.zeros(2), chol=L, observed=rng.normal(size=(4, 2)))
+    assert our_ops(rewritten([model.logp()])) == {"MvNormalLogp{chol}": 1}
+    point = {"entries": np.array([1.3, 0.2, sign * 0.7])}
+    results = []
+    for context in (mvn.enable, mvn.disable):
+        with context():
+            logp = model.compile_logp(mode=PIPELINE_MODE)(point)
+            dlogp = model.compile_dlogp(mode=PIPELINE_MODE)(point)
+        results.append((logp, dlogp))
+    assert np.isfinite(results[1][0]) == (sign == 1)
+    assert_close(results[0][0], results[1][0], "value")
+    if sign == 1:
+        assert_close(results[0][1], results[1][1], "gradient")

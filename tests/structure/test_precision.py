@@ -1,0 +1,88 @@
+import numpy as np
+import pymc as pm
+import pytensor.tensor as pt
+import pytest
+
+import pytensor_mvn_rewrites as mvn
+from pytensor_mvn_rewrites.ops import inv_quad_logdet, mvnormal_logp
+from tests.harness import (
+    PIPELINE_MODE,
+    assert_close,
+    assert_declines,
+    assert_rewrites_to,
+    our_ops,
+    rewritten,
+    spd,
+)
+
+
+def symmetric(a):
+    """A positive definite matrix made of any: its gradient does not depend on the triangle."""
+    return a @ a.mT + pt.eye(a.type.shape[-1])
+
+
+@pytest.mark.parametrize("batch", [(), (4,)], ids=["one matrix", "batch"])
+def test_mvnormal(rng, batch):
+    x, mu = pt.tensor("x", shape=(4, 3)), pt.vector("mu", shape=(3,))
+    A = pt.tensor("A", shape=(*batch, 3, 3))
+    tau = symmetric(A)
+    assert_rewrites_to(
+        list(mvnormal_logp(x, mu, pt.linalg.inv(tau))),
+        list(mvnormal_logp(x, mu, tau, "tau")),
+        {x: rng.normal(size=(4, 3)), mu: rng.normal(size=3), A: rng.normal(size=(*batch, 3, 3))},
+        condition=1e2,
+    )
+
+
+def test_quad_logdet(rng):
+    d, A = pt.vector("d", shape=(3,)), pt.matrix("A", shape=(3, 3))
+    tau = symmetric(A)
+    assert_rewrites_to(
+        list(inv_quad_logdet(d, pt.linalg.inv(tau))),
+        list(inv_quad_logdet(d, tau, "tau")),
+        {d: rng.normal(size=3), A: rng.normal(size=(3, 3))},
+        condition=1e2,
+    )
+
+
+def test_precision_that_is_an_inverse(rng):
+    d, A = pt.vector("d", shape=(3,)), pt.matrix("A", shape=(3, 3))
+    cov = symmetric(A)
+    assert_rewrites_to(
+        list(inv_quad_logdet(d, pt.linalg.inv(cov), "tau")),
+        list(inv_quad_logdet(d, cov)),
+        {d: rng.normal(size=3), A: rng.normal(size=(3, 3))},
+        condition=1e2,
+    )
+
+
+def near_misses():
+    d, A = pt.vector("d", shape=(3,)), pt.matrix("A", shape=(3, 3))
+    tau = symmetric(A)
+    return {
+        "pseudo-inverse": inv_quad_logdet(d, pt.linalg.pinv(tau)),
+        "scaled inverse": inv_quad_logdet(d, 2 * pt.linalg.inv(tau)),
+        "inverse of a Cholesky factor": inv_quad_logdet(d, pt.linalg.inv(tau), "chol"),
+        "matrix": inv_quad_logdet(d, tau),
+    }
+
+
+@pytest.mark.parametrize("name", near_misses())
+def test_near_miss(name):
+    assert_declines(near_misses()[name])
+
+
+@pytest.mark.parametrize("posdef", [True, False])
+def test_model(rng, posdef):
+    """``MvNormal(tau=...)`` in a model: PyMC's own specialization does not get in the way."""
+    with pm.Model() as model:
+        scale = pm.HalfNormal("scale")
+        tau = scale * pt.as_tensor(spd(rng, n=3) if posdef else -spd(rng, n=3))
+        pm.MvNormal("x", np.zeros(3), tau=tau, observed=rng.normal(size=3))
+    assert our_ops(rewritten([model.logp()])) == {"MvNormalLogp{tau}": 1}
+    point = {"scale_log__": np.array(0.3)}
+    logp = model.compile_logp(mode=PIPELINE_MODE)(point)
+    with mvn.disable():
+        reference = model.compile_logp(mode=PIPELINE_MODE)(point)
+    assert np.isfinite(reference) == posdef
+    assert_close(logp, reference, "value")
