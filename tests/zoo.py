@@ -161,6 +161,19 @@ def autoregression():
 
 
 @loop_model
+def state_space_recursion():
+    """Means computed one from the other: the terms differ in depth, their densities do not."""
+    with pm.Model() as model:
+        b = pm.Normal("b", shape=(Q, Q))
+        innovation = pm.Normal("innovation", shape=(N, Q))
+        state = pt.zeros(Q)
+        for t in range(N):
+            state = b @ state + innovation[t]
+            pm.MvNormal(f"y_{t}", mu=state, cov=COVS[t], observed=DATA[t])
+    return model, 1
+
+
+@loop_model
 def mixture_of_list():
     """A mixture over a Python list of MvNormals."""
     with pm.Model() as model:

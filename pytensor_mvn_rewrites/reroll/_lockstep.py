@@ -23,7 +23,7 @@ from pytensor.tensor.subtensor import Subtensor
 
 from pytensor_mvn_rewrites.reroll._dims import DimEquations
 from pytensor_mvn_rewrites.reroll._indexing import batch_of_slices
-from pytensor_mvn_rewrites.reroll._signature import Signatures, is_commutative
+from pytensor_mvn_rewrites.reroll._signature import Signatures, is_anchor, is_commutative
 from pytensor_mvn_rewrites.reroll._vectorize import CannotBatch, vectorize
 
 #: Compiling a node of these ops costs little; any other op counts as `HEAVY` nodes.
@@ -79,11 +79,15 @@ class LockStep:
     signatures : Signatures
     stacks : dict
         Stacks already built in this pass, shared between packs.
+    strict : Signatures, optional
+        Given when `signatures` are anchored: an input of an anchor whose strict signatures differ
+        is stacked as it is.
     """
 
     terms: Sequence[Variable]
     signatures: Signatures
     stacks: dict[tuple[int, ...], Variable]
+    strict: Signatures | None = None
     nodes: int = 0
     stacked: int = 0
     _variables: dict[tuple[int, ...], Variable | None] = field(default_factory=dict)
@@ -121,7 +125,7 @@ class LockStep:
     def _resolve_without_inputs(self, pack, key) -> bool:
         """Resolve packs that are shared, constant, slices of one variable, or not isomorphic."""
         first = pack[0]
-        if all(var is first for var in pack):
+        if all(var is first for var in pack) or _is_repeated(pack):
             self._variables[key] = None
         elif all(isinstance(var, Constant) for var in pack):
             self._variables[key] = _stack_constants(pack)
@@ -135,9 +139,15 @@ class LockStep:
 
     def _input_packs(self, pack) -> list[tuple[Variable, ...]]:
         rows = [var.owner.inputs for var in pack]
-        if is_commutative(pack[0].owner.op):
+        op = pack[0].owner.op
+        if is_commutative(op):
             rows = [self.signatures.in_canonical_order(row) for row in rows]
-        return list(zip(*rows, strict=True))
+        packs = list(zip(*rows, strict=True))
+        if self.strict is not None and is_anchor(op):
+            for inputs in packs:
+                if len({self.strict(var) for var in inputs}) > 1:
+                    self._variables[_key(inputs)] = self._stack(inputs)
+        return packs
 
     def _batch_node(self, pack, inputs) -> Variable | None:
         node, index = pack[0].owner, pack[0].owner.outputs.index(pack[0])
@@ -213,6 +223,22 @@ def _both_nan(stacked: np.ndarray):
     if stacked.dtype.kind != "f":
         return False
     return np.isnan(stacked) & np.isnan(stacked[:1])
+
+
+def _is_repeated(pack) -> bool:
+    """Whether the pack holds one slice several times, each time as a node of its own."""
+    first = pack[0].owner
+    if first is None or not isinstance(first.op, Subtensor):
+        return False
+    return _same_op(pack) and all(
+        _is_same(own, other)
+        for var in pack
+        for own, other in zip(first.inputs, var.owner.inputs, strict=True)
+    )
+
+
+def _is_same(a: Variable, b: Variable) -> bool:
+    return a is b or (isinstance(a, Constant) and isinstance(b, Constant) and a.equals(b))
 
 
 def _same_op(pack) -> bool:

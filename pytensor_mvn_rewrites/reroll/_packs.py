@@ -1,14 +1,20 @@
 """From a list of terms to the packs among them that are worth re-rolling."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from pymc.logprob.abstract import MeasurableOp
 from pytensor.graph.basic import Variable
+from pytensor.graph.op import Op
+from pytensor.graph.traversal import toposort
 from pytensor.tensor.random.op import RandomVariable
 
 from pytensor_mvn_rewrites.reroll._lockstep import WORTHWHILE, Declined, LockStep
-from pytensor_mvn_rewrites.reroll._signature import Signatures, group_by_signature
+from pytensor_mvn_rewrites.reroll._signature import (
+    Signatures,
+    group_by_signature,
+    is_anchor,
+)
 
 
 @dataclass
@@ -25,27 +31,53 @@ class Rerolling:
 
     def __init__(self):
         self.signatures = Signatures()
+        self.anchored = Signatures(anchored=True)
         self.stacks: dict[tuple[int, ...], Variable] = {}
         self.declined: list[str] = []
 
     def packs(self, terms: Sequence[Variable], minimum: int = WORTHWHILE) -> list[Pack]:
-        """The packs among `terms` that save at least `minimum` nodes, or are views."""
-        found = []
-        for positions in group_by_signature(terms, self.signatures).values():
-            if len(positions) > 1 and (pack := self._pack(terms, positions, minimum)):
+        """The packs among `terms` that save at least `minimum` nodes, or are views.
+
+        Terms of one structure go first. Of what is left, terms go together that agree down to
+        their fused density ops; what these take in is stacked.
+        """
+        groups = group_by_signature(terms, self.signatures)
+        found = [
+            pack
+            for positions in groups.values()
+            if len(positions) > 1 and (pack := self._pack(terms, positions, minimum))
+        ]
+        packed = {position for pack in found for position in pack.positions}
+        left = [p for positions in groups.values() for p in positions if p not in packed]
+        if len(left) < 2 or not any(map(is_anchor, _ops_of(terms[p] for p in left))):
+            return found
+        by_anchor = group_by_signature([terms[p] for p in left], self.anchored)
+        for indices in by_anchor.values():
+            positions = [left[index] for index in indices]
+            if len({self.signatures(terms[p]) for p in positions}) > 1 and (
+                pack := self._pack(terms, positions, minimum, anchored=True)
+            ):
                 found.append(pack)
         return found
 
-    def _pack(self, terms, positions, minimum) -> Pack | None:
+    def _pack(self, terms, positions, minimum, *, anchored: bool = False) -> Pack | None:
         members = [terms[position] for position in positions]
         try:
-            batch = LockStep(members, self.signatures, self.stacks).batch()
+            if anchored:
+                walk = LockStep(members, self.anchored, self.stacks, strict=self.signatures)
+            else:
+                walk = LockStep(members, self.signatures, self.stacks)
+            batch = walk.batch()
         except Declined as reason:
             self.declined.append(str(reason))
             return None
         if batch.variable is None or not (batch.is_view or batch.saved >= minimum):
             return None
         return Pack(positions, batch.variable, batch.is_view)
+
+
+def _ops_of(terms: Iterable[Variable]) -> Iterator[Op]:
+    return (node.op for node in toposort(list(terms)))
 
 
 def holds_random_variables(fgraph) -> bool:

@@ -9,6 +9,8 @@ from pytensor.tensor.elemwise import DimShuffle, Elemwise
 from pytensor.tensor.subtensor import AdvancedSubtensor, Subtensor
 from pytensor.tensor.type import TensorType
 
+from pytensor_mvn_rewrites.ops.gaussian import GaussianOp
+
 #: Ops that can be batched when an integer constant differs from term to term. For all others an
 #: integer says what to do (a shape, an axis) and counts by value.
 TAKES_VARYING_INTEGERS = (Elemwise, Subtensor, AdvancedSubtensor, Join, MakeVector, DimShuffle)
@@ -20,9 +22,16 @@ class Signatures:
     Structure is the op, the output index and the signatures of the inputs, down to leaves and
     tensor constants, which count by type alone. Inputs of commutative ops are compared in sorted
     order. Each distinct node is visited once; the walk is iterative, because loops make deep graphs.
+
+    Parameters
+    ----------
+    anchored : bool
+        Look no further than the fused density ops: their inputs count by type alone. Terms that
+        differ only in how, say, a mean was computed then have equal signatures.
     """
 
-    def __init__(self):
+    def __init__(self, *, anchored: bool = False):
+        self.anchored = anchored
         self._of: dict[Variable, int] = {}
         self._interned: dict[tuple, int] = {}
 
@@ -37,6 +46,11 @@ class Signatures:
                 continue
             if var.owner is None:
                 known[var] = self._intern(_leaf_key(var))
+                stack.pop()
+                continue
+            if self.anchored and is_anchor(var.owner.op):
+                types = tuple(inp.type for inp in var.owner.inputs)
+                known[var] = self._intern((var.owner.op, var.owner.outputs.index(var), types))
                 stack.pop()
                 continue
             missing = [inp for inp in var.owner.inputs if inp not in known]
@@ -84,6 +98,11 @@ def _makes_a_shape(op) -> bool:
 
 def _is_integer(constant: Constant) -> bool:
     return isinstance(constant.type, TensorType) and constant.type.dtype.startswith(("int", "uint"))
+
+
+def is_anchor(op) -> bool:
+    """Whether batching `op` is worth stacking its inputs, however they were computed."""
+    return isinstance(op, GaussianOp)
 
 
 def is_commutative(op) -> bool:
