@@ -1,0 +1,418 @@
+"""MvNormalLogp, InvQuadLogdet and their pullbacks -> the ops that have Numba kernels.
+
+This module holds the rewrite and the lowered ops, and does not import Numba: the kernels in
+``lower.numba`` load when the rewrite finds something to lower.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pytensor
+import pytensor.tensor as pt
+from pytensor.compile.mode import Mode
+from pytensor.graph.basic import Apply, Constant, Variable
+from pytensor.graph.op import Op
+from pytensor.link.numba.linker import NumbaLinker
+from pytensor.tensor.basic import Alloc
+
+from pytensor_mvn_rewrites.ops import (
+    InvQuadLogdet,
+    InvQuadLogdetPullback,
+    MvNormalLogp,
+    MvNormalLogpPullback,
+)
+from pytensor_mvn_rewrites.ops.gaussian import sum_to_type
+from pytensor_mvn_rewrites.pipeline import lower
+
+#: Kinds of dtypes that the kernels accept, as NumPy's ``dtype.kind``
+REAL_KINDS = "biuf"
+
+
+@dataclass(frozen=True)
+class BatchLayout:
+    """How the batch axes of the operands fit together.
+
+    Each batch axis has a letter: ``M``, along which the matrix varies; ``R``, whose rows share a
+    matrix; ``1``, of length one. Core axes have none.
+
+    Attributes
+    ----------
+    joint : str
+        The batch axes of the forward outputs, such as ``"M"`` or ``"RM"``.
+    operands : tuple of str
+        The batch axes of each input; ``1`` where the input is broadcast along the axis.
+    """
+
+    joint: str
+    operands: tuple[str, ...]
+
+    @classmethod
+    def of(cls, inputs: Sequence[Variable], core_ndims: Sequence[int]) -> "BatchLayout":
+        """Read the layout off the static shapes: what is not statically 1 is not broadcast."""
+        lengths = [
+            inp.type.shape[: inp.type.ndim - core]
+            for inp, core in zip(inputs, core_ndims, strict=True)
+        ]
+        matrix = lengths[list(core_ndims).index(2)]
+        joint = ""
+        for axis in range(-max(map(len, lengths)), 0):
+            varying = [own for own in lengths if len(own) >= -axis and own[axis] != 1]
+            joint += "1" if not varying else "M" if matrix in varying else "R"
+        operands = tuple(
+            "".join(
+                "1" if length == 1 else letter
+                for length, letter in zip(own, joint[len(joint) - len(own) :], strict=True)
+            )
+            for own in lengths
+        )
+        return cls(joint, operands)
+
+    @property
+    def is_canonical(self) -> bool:
+        """Whether a kernel can loop over it: at most one axis of each letter."""
+        return self.joint.count("M") <= 1 and self.joint.count("R") <= 1
+
+
+class NumbaGaussianOp(Op):
+    """Base of the lowered ops: value and gradient from one factorization, in a Numba kernel.
+
+    Inputs are those of the reference op, followed by the cotangents of its pullback if a gradient
+    is among the outputs. There is no fallback: a graph that holds this op runs the kernel.
+    Other linkers run the reference graph, uncompiled.
+
+    Parameters
+    ----------
+    param : {"cov", "chol", "tau"}
+    outputs : tuple of str
+        The wanted outputs, in the order of `all_outputs`.
+    n : int or None
+        Core size, None where it is not known statically.
+    layout : BatchLayout
+    """
+
+    __props__ = ("param", "outputs", "n", "layout")
+
+    #: The ops that this one stands for
+    forward_op: type
+    pullback_op: type
+    forward_outputs: tuple[str, ...]
+    gradient_outputs: tuple[str, ...]
+
+    def __init__(self, *, param: str, outputs: tuple[str, ...], n: int | None, layout: BatchLayout):
+        self.param = param
+        self.outputs = outputs
+        self.n = n
+        self.layout = layout
+
+    def __str__(self):
+        n = "?" if self.n is None else self.n
+        return f"{type(self).__name__}{{{self.param}, n={n}, {'+'.join(self.outputs)}}}"
+
+    @property
+    def all_outputs(self) -> tuple[str, ...]:
+        """Names of all outputs that could be wanted."""
+        return self.forward_outputs + self.gradient_outputs
+
+    @property
+    def has_gradient(self) -> bool:
+        """Whether a gradient is wanted; then the cotangents are inputs."""
+        return any(name in self.outputs for name in self.gradient_outputs)
+
+    @property
+    def core_ndims(self) -> tuple[int, ...]:
+        """Number of core dimensions of each input."""
+        return (self.pullback_op if self.has_gradient else self.forward_op).core_ndims
+
+    def reference_outputs(self, inputs: Sequence[Variable]) -> list[Variable]:
+        """The wanted outputs as the reference ops compute them."""
+        n_forward = len(self.forward_op.core_ndims)
+        named = dict(
+            zip(
+                self.forward_outputs,
+                self.forward_op(param=self.param)(*inputs[:n_forward], return_list=True),
+                strict=True,
+            )
+        )
+        if self.has_gradient:
+            grads = self.pullback_op(param=self.param)(*inputs, return_list=True)
+            named |= zip(self.gradient_outputs, grads, strict=True)
+        return [named[name] for name in self.outputs]
+
+    def make_node(self, *inputs):
+        """Inputs of any real dtype; the outputs have the types of the reference."""
+        inputs = [pt.as_tensor_variable(inp) for inp in inputs]
+        return Apply(self, inputs, [out.type() for out in self.reference_outputs(inputs)])
+
+    def infer_shape(self, node, shapes):
+        """Forward outputs have the joint batch shape, gradients the shapes of their inputs."""
+        joint = [
+            next(
+                (
+                    shape[axis + len(own)]
+                    for shape, own in zip(shapes, self.layout.operands, strict=True)
+                    if len(own) >= -axis and own[axis] == letter
+                )
+            )
+            for axis, letter in zip(range(-len(self.layout.joint), 0), self.layout.joint)
+        ]
+        named = dict.fromkeys(self.forward_outputs, tuple(joint))
+        named |= zip(self.gradient_outputs, shapes, strict=False)
+        return [named[name] for name in self.outputs]
+
+    @cached_property
+    def _reference_functions(self) -> dict:
+        return {}
+
+    def perform(self, node, inputs, output_storage):
+        """Run the reference graph: only Numba has kernels for this op."""
+        key = tuple(inp.type for inp in node.inputs)
+        if key not in self._reference_functions:
+            dummies = [inp.type() for inp in node.inputs]
+            self._reference_functions[key] = pytensor.function(
+                dummies,
+                self.reference_outputs(dummies),
+                mode=Mode(linker="py", optimizer=None),
+                on_unused_input="ignore",
+            )
+        for storage, out in zip(output_storage, self._reference_functions[key](*inputs)):
+            storage[0] = out
+
+
+class NumbaMvNormalLogp(NumbaGaussianOp):
+    """:class:`~.ops.MvNormalLogp` and its pullback in one kernel."""
+
+    forward_op = MvNormalLogp
+    pullback_op = MvNormalLogpPullback
+    forward_outputs = ("logp", "posdef")
+    gradient_outputs = ("dvalue", "dmu", "dmatrix")
+
+
+class NumbaInvQuadLogdet(NumbaGaussianOp):
+    """:class:`~.ops.InvQuadLogdet` and its pullback in one kernel."""
+
+    forward_op = InvQuadLogdet
+    pullback_op = InvQuadLogdetPullback
+    forward_outputs = ("quaddist", "half_logdet", "posdef")
+    gradient_outputs = ("ddelta", "dmatrix")
+
+
+LOWERED_OPS: tuple[type[NumbaGaussianOp], ...] = (NumbaMvNormalLogp, NumbaInvQuadLogdet)
+
+
+@lower("numba")
+def lower_to_numba(fgraph):
+    """MvNormalLogp, its pullback or both on the same inputs -> one NumbaMvNormalLogp.
+
+    The same for InvQuadLogdet. Cost: one factorization instead of two. A pair whose cotangent
+    depends on the forward outputs stays two nodes: one would be a cycle.
+    """
+    if not compiles_for_numba():
+        return
+    groups = list(find_groups(fgraph))
+    if not groups:
+        return
+    # registers the kernels
+    import pytensor_mvn_rewrites.lower.numba  # noqa: F401
+
+    for cls, forward, pullback in groups:
+        replacements = lowered(fgraph, cls, forward, pullback)
+        # each replacement leaves a correct graph behind
+        fgraph.replace_all(replacements, reason="mvn_lower_to_numba")
+
+
+def compiles_for_numba() -> bool:
+    """False in the modes of other backends, which reach the rewrite by the opt-in tag."""
+    mode = pytensor.config.mode
+    return not isinstance(mode, Mode) or isinstance(mode.linker, NumbaLinker)
+
+
+def find_groups(fgraph) -> Iterator[tuple[type, Apply | None, Apply | None]]:
+    """Yield (lowered op, forward node or None, pullback node or None), forward nodes paired first.
+
+    Nodes are paired when their forward inputs are the same variables and no cycle arises.
+    """
+    classes = {op: cls for cls in LOWERED_OPS for op in (cls.forward_op, cls.pullback_op)}
+    nodes = [node for node in fgraph.toposort() if type(node.op) in classes]
+    forwards = {}
+    for node in nodes:
+        cls = classes[type(node.op)]
+        if isinstance(node.op, cls.forward_op) and is_lowerable(node):
+            forwards.setdefault((cls, node.op.param, *node.inputs), node)
+
+    # a merged forward node also waits for the cotangents of its pullback
+    waits_for: dict[Apply, list[Variable]] = {}
+    for node in nodes:
+        cls = classes[type(node.op)]
+        if isinstance(node.op, cls.forward_op) or not is_lowerable(node):
+            continue
+        n_forward = len(cls.forward_op.core_ndims)
+        key = (cls, node.op.param, *node.inputs[:n_forward])
+        forward, cotangents = forwards.get(key), node.inputs[n_forward:]
+        if forward in waits_for or (
+            forward is not None and depends_on(cotangents, forward, waits_for)
+        ):
+            forward = None
+        if forward is not None:
+            waits_for[forward] = cotangents
+        yield cls, forward, node
+    for node in nodes:
+        cls = classes[type(node.op)]
+        if isinstance(node.op, cls.forward_op) and node not in waits_for and is_lowerable(node):
+            yield cls, node, None
+
+
+def depends_on(variables, node: Apply, waits_for: dict[Apply, list[Variable]]) -> bool:
+    """Whether `variables` need `node`, given that merged nodes also need other variables."""
+    stack, seen = list(variables), set()
+    while stack:
+        owner = stack.pop().owner
+        if owner is None or owner in seen:
+            continue
+        if owner is node:
+            return True
+        seen.add(owner)
+        stack += owner.inputs
+        stack += waits_for.get(owner, ())
+    return False
+
+
+def is_lowerable(node: Apply) -> bool:
+    """Real inputs whose core sizes are not known to differ."""
+    dtypes = [np.dtype(inp.type.dtype) for inp in node.inputs]
+    return all(dtype.kind in REAL_KINDS and dtype != np.float16 for dtype in dtypes) and (
+        len(core_sizes(node.inputs, node.op.core_ndims)) <= 1
+    )
+
+
+def core_sizes(inputs, core_ndims) -> set[int]:
+    """The statically known core sizes; more than one is an error that the reference reports."""
+    return {
+        size
+        for inp, core in zip(inputs, core_ndims, strict=True)
+        for size in inp.type.shape[inp.type.ndim - core :]
+        if size is not None
+    }
+
+
+def lowered(fgraph, cls: type[NumbaGaussianOp], forward: Apply | None, pullback: Apply | None):
+    """(Old output, lowered output) of every output that has clients."""
+    old: dict[str, Variable] = {}
+    if forward is not None:
+        old |= zip(cls.forward_outputs, forward.outputs, strict=True)
+    if pullback is not None:
+        old |= zip(cls.gradient_outputs, pullback.outputs, strict=True)
+    old = {name: out for name, out in old.items() if fgraph.clients.get(out)}
+    wanted = tuple(name for name in (*cls.forward_outputs, *cls.gradient_outputs) if name in old)
+    if not wanted:
+        return []
+    n_forward = len(cls.forward_op.core_ndims)
+    if any(name in cls.gradient_outputs for name in wanted):
+        inputs = list(pullback.inputs)
+        core_ndims = cls.pullback_op.core_ndims
+        inputs[n_forward:] = [
+            scalar_if_constant(inp, inputs[:n_forward], core_ndims[:n_forward])
+            for inp in inputs[n_forward:]
+        ]
+    else:
+        inputs = list((forward or pullback).inputs[:n_forward])
+        core_ndims = cls.forward_op.core_ndims
+    param = (forward or pullback).op.param
+    new = dict(zip(wanted, apply_lowered(cls, param, wanted, inputs, core_ndims), strict=True))
+    return [(out, matched_type(new[name], out)) for name, out in old.items()]
+
+
+def matched_type(new: Variable, old: Variable) -> Variable:
+    """Restore static dimensions that the new variable does not know."""
+    if old.type.is_super(new.type):
+        return new
+    return pt.specify_shape(new, old.type.shape)
+
+
+def scalar_if_constant(cotangent: Variable, forward_inputs, core_ndims) -> Variable:
+    """A cotangent that is one number everywhere -> that number, as the gradient of a sum is.
+
+    Declines unless the forward inputs span its batch axes: they would lose their length.
+    """
+    spanned = {
+        axis
+        for inp, core in zip(forward_inputs, core_ndims, strict=True)
+        for axis in range(core - inp.type.ndim, 0)
+        if inp.type.shape[axis - core] != 1
+    }
+    axes = range(-cotangent.type.ndim, 0)
+    if not all(cotangent.type.shape[axis] == 1 or axis in spanned for axis in axes):
+        return cotangent
+    if isinstance(cotangent, Constant) and cotangent.data.size:
+        first = cotangent.data.flat[0]
+        if np.all(cotangent.data == first):
+            return pt.constant(first, dtype=cotangent.type.dtype)
+    elif cotangent.owner is not None and isinstance(cotangent.owner.op, Alloc):
+        fill = cotangent.owner.inputs[0]
+        if all(length == 1 for length in fill.type.shape):
+            return fill.squeeze() if fill.type.ndim else fill
+    return cotangent
+
+
+def apply_lowered(cls, param, wanted, inputs, core_ndims) -> list[Variable]:
+    """Apply the lowered op, through a reshape to one ``M`` and one ``R`` axis if there are more."""
+    layout = BatchLayout.of(inputs, core_ndims)
+    if not layout.is_canonical:
+        return apply_reshaped(cls, param, wanted, inputs, core_ndims, layout)
+    n = next(iter(core_sizes(inputs, core_ndims)), None)
+    op = cls(param=param, outputs=wanted, n=n, layout=layout)
+    return op(*inputs, return_list=True)
+
+
+def apply_reshaped(cls, param, wanted, inputs, core_ndims, layout) -> list[Variable]:
+    """Merge all ``M`` axes into one and all ``R`` axes into one, apply, and undo the merge."""
+    ndim = len(layout.joint)
+    groups = [[axis for axis in range(ndim) if layout.joint[axis] == group] for group in "MR1"]
+    order = sum(groups, [])
+    lengths = [joint_length(inputs, layout, axis - ndim) for axis in range(ndim)]
+
+    def merge(inp, core):
+        missing = ndim - (inp.type.ndim - core)
+        inp = pt.expand_dims(inp, axis=tuple(range(missing)))
+        spans = [inp.type.shape[axis] != 1 for axis in range(ndim)]
+        core_shape = tuple(inp.shape)[ndim:]
+        # an input that spans some axes of a group only is repeated along the others
+        full = [
+            lengths[axis] if any(spans[other] for other in group) else 1
+            for axis, group in ((axis, group) for group in groups for axis in group)
+        ]
+        inp = inp.transpose(*order, *range(ndim, ndim + core))
+        inp = pt.broadcast_to(inp, (*full, *core_shape))
+        merged = [
+            pt.prod([lengths[axis] for axis in group]) if any(spans[a] for a in group) else 1
+            for group in groups[:2]
+        ]
+        return inp.reshape((*merged, *core_shape)), full
+
+    merged, full_shapes = zip(
+        *(merge(inp, core) for inp, core in zip(inputs, core_ndims, strict=True)), strict=True
+    )
+    inverse = [order.index(axis) for axis in range(ndim)]
+
+    def split(out, shape):
+        core = out.type.ndim - 2
+        core_shape = tuple(out.shape)[2:]
+        return out.reshape((*shape, *core_shape)).transpose(*inverse, *range(ndim, ndim + core))
+
+    outputs = []
+    for name, out in zip(wanted, apply_lowered(cls, param, wanted, merged, core_ndims)):
+        if name in cls.forward_outputs:
+            outputs.append(split(out, [lengths[axis] for axis in order]))
+        else:
+            i = cls.gradient_outputs.index(name)
+            outputs.append(sum_to_type(split(out, full_shapes[i]), inputs[i], core_ndims[i]))
+    return outputs
+
+
+def joint_length(inputs, layout: BatchLayout, axis: int):
+    """Length of a joint batch axis, counted from the right, as a symbol."""
+    for inp, own in zip(inputs, layout.operands, strict=True):
+        if len(own) >= -axis and own[axis] != "1":
+            return inp.shape[axis + len(own)]
+    return 1
