@@ -21,7 +21,10 @@ the rules inside a stage does not matter.
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from importlib import import_module
 from pkgutil import iter_modules
 
@@ -40,6 +43,44 @@ RECOGNITION_TAG = "symbolic_op_recognition"
 
 class RewriteFailedWarning(UserWarning):
     """A rewrite raised; the graph was left as it was."""
+
+
+@dataclass(frozen=True)
+class Fired:
+    """A rewrite changed the graph; `detail` says on what."""
+
+    stage: str
+    rule: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Declined:
+    """A rewrite found what it looks for, and left it alone because of `reason`."""
+
+    stage: str
+    rule: str
+    reason: str
+
+
+_events: ContextVar[list[Fired | Declined] | None] = ContextVar("mvn_rewrites_events", default=None)
+
+
+def record(event: Fired | Declined) -> None:
+    """Note what a rewrite did, if anybody listens (see :func:`recording`)."""
+    if (events := _events.get()) is not None:
+        events.append(event)
+
+
+@contextmanager
+def recording() -> Iterator[list[Fired | Declined]]:
+    """Collect what the rewrites do inside this block."""
+    events: list[Fired | Declined] = []
+    token = _events.set(events)
+    try:
+        yield events
+    finally:
+        _events.reset(token)
 
 
 _failed: set[str] = set()
@@ -81,10 +122,13 @@ class GuardedNodeRewriter(NodeRewriter):
         if not is_active(self.stage, opted_in=self.opted_in):
             return None
         try:
-            return self.rewriter.transform(fgraph, node, *args, **kwargs)
+            result = self.rewriter.transform(fgraph, node, *args, **kwargs)
         except Exception as error:
             warn_of_failure(self.__name__, error)
             return None
+        if result:
+            record(Fired(self.stage, self.__name__))
+        return result
 
     def __str__(self):
         return self.__name__
@@ -136,6 +180,8 @@ def _register(database: RewriteDatabase, rule, stage: str, *tags: str, **kwargs)
         f"{name}_opt_in",
         _guarded(rule, stage, opted_in=True),
         OPT_IN_TAG,
+        # excluding the recognition tag must exclude the opt-in entry as well
+        *(tag for tag in tags if tag == RECOGNITION_TAG),
         use_db_name_as_tag=False,
         **kwargs,
     )

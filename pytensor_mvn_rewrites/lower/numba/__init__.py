@@ -25,11 +25,9 @@ __all__ = ["KernelSpec", "make_kernel"]
 @lru_cache(maxsize=1024)
 def make_kernel(spec: KernelSpec) -> Callable:
     """Choose and build the kernel of `spec`; Numba compiles it when it is first called."""
-    if spec.n is not None and spec.n <= LANES_MAX_N and "R" not in spec.layout.joint:
-        kernel = lanes_kernel(spec)
-    else:
-        kernel = general_kernel(spec)
-    return kernel
+    if spec.n is not None and 1 <= spec.n <= LANES_MAX_N and "R" not in spec.layout.joint:
+        return lanes_kernel(spec)
+    return general_kernel(spec)
 
 
 @register_funcify_and_cache_key(NumbaGaussianOp)
