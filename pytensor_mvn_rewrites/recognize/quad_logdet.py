@@ -1,6 +1,7 @@
 """The Gaussian formula through a Cholesky factor, as PyMC, textbooks and PyTensor write it."""
 
 from dataclasses import dataclass, field
+from itertools import chain
 
 from pytensor.graph.basic import Apply, Variable
 from pytensor.graph.rewriting.basic import copy_stack_trace, node_rewriter
@@ -25,6 +26,7 @@ from pytensor_mvn_rewrites.matching import (
     matrix_view,
     reduced_axes,
     scalar_constant,
+    sum_over,
     transposed,
     uses,
     without_leading_ones,
@@ -104,7 +106,7 @@ def parametrization(view: MatrixView) -> tuple[Variable, str]:
 def uses_of_factor(fgraph, factor: MatrixView) -> Formula | None:
     """Sort the uses of the Cholesky factor; None when one of them is not part of the formula."""
     formula = Formula()
-    for client, view in uses(fgraph, factor.core):
+    for client, view in chain(*(uses(fgraph, twin) for twin in twins(fgraph, factor.core))):
         match client.op:
             case Blockwise(SolveTriangular(lower=True, unit_diagonal=False)):
                 quaddist = match_quaddist(fgraph, client) if client.inputs[0] is view else None
@@ -112,12 +114,24 @@ def uses_of_factor(fgraph, factor: MatrixView) -> Formula | None:
                 if quaddist is None or matrix_view(view).transposed is not factor.transposed:
                     return None
                 formula.quaddists.append(quaddist)
-            case ExtractDiag() if view is factor.core and is_core_diagonal(client):
+            case ExtractDiag() if matrix_view(view).core is view and is_core_diagonal(client):
                 if not add_uses_of_diagonal(fgraph, client.outputs[0], formula):
                     return None
             case _:
                 return None
     return formula
+
+
+def twins(fgraph, factor: Variable) -> list[Variable]:
+    """All nodes that compute the same Cholesky factor: they merge only after these rewrites."""
+    if not (
+        isinstance(factor.owner_op, Blockwise) and isinstance(factor.owner_op.core_op, Cholesky)
+    ):
+        return [factor]
+    [matrix] = factor.owner.inputs
+    return [
+        client.outputs[0] for client, _ in fgraph.clients[matrix] if client.op == factor.owner_op
+    ]
 
 
 def match_quaddist(fgraph, solve: Apply) -> Quaddist | None:
@@ -247,13 +261,6 @@ def align(solve: Apply, matrix: Variable) -> Rows:
     core = matrix.type.ndim - 2
     matrix = dimshuffled(matrix, (*(positions[axis] for axis in keep), core, core + 1))
     return Rows(delta, without_leading_ones(matrix, 2), positions, keep, matrix_batch)
-
-
-def sum_over(var: Variable, axes: tuple[int, ...]) -> Variable:
-    """Sum as canonicalization would write it."""
-    if not axes:
-        return var
-    return var.sum(axis=None if len(axes) == var.type.ndim else axes)
 
 
 def replace_halves(fgraph, formula: Formula, quaddist: Quaddist, rows: Rows, half_logdet, posdef):
