@@ -84,11 +84,19 @@ class Demo:
         values = self.scratch / f"{model}-{plugin}-{arguments}.npz"
         cache = self.scratch / f"cache-{plugin}"
         cache_was = "of the rows before" if cache.exists() else "empty"
+        doing = f"{label}, {plugin_label}: building, compiling, evaluating"
         spinner = Progress(
-            SpinnerColumn(), TimeElapsedColumn(), TextColumn("{task.description}"), transient=True
+            SpinnerColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.description}"),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
         )
+        if spinner.disable:
+            self.console.print(doing, highlight=False)
         with spinner:
-            spinner.add_task(f"{label}, {plugin_label}: building, compiling, evaluating")
+            spinner.add_task(doing)
             result = run(
                 cache,
                 "compile_and_evaluate",

@@ -61,7 +61,12 @@ def run(compiledir, kind: str, **arguments) -> dict:
 
 
 def compile_and_evaluate(
-    model: str, plugin: bool, arguments: dict, values_file: str = "", n_points: int = 5
+    model: str,
+    plugin: bool,
+    arguments: dict,
+    values_file: str = "",
+    n_points: int = 5,
+    again: int = 0,
 ) -> dict:
     """Build `model`, compile its log-density and gradient, and evaluate them at random points.
 
@@ -77,12 +82,14 @@ def compile_and_evaluate(
         Where to save the log-densities (n_points,) and gradients (n_points, dimensions) as npz.
     n_points : int
         The initial point, and this number less one of random ones around it.
+    again : int
+        How often to build and compile the model again afterwards, in the same process.
 
     Returns
     -------
     dict
-        `build`, `compile` (with the first call) and `evaluate` in seconds, `nodes` of the compiled
-        graph, `max_rss` in bytes.
+        `build`, `compile` (with the first call), `compile_again` (a list) and `evaluate` in
+        seconds, `nodes` of the compiled graph, `max_rss` in bytes.
     """
     import numpy as np
 
@@ -99,9 +106,15 @@ def compile_and_evaluate(
         pm_model = MODELS[model](**arguments)
     point = pm_model.initial_point(0)
     start = DictToArrayBijection.map(point).data
-    with stopwatch() as compilation:
-        function = pm_model.logp_dlogp_function(ravel_inputs=True, initial_point=point)
-        function(start)
+
+    def compile_function(pm_model):
+        with stopwatch() as times:
+            function = pm_model.logp_dlogp_function(ravel_inputs=True, initial_point=point)
+            function(start)
+        return function, times
+
+    function, compilation = compile_function(pm_model)
+    recompilations = [compile_function(MODELS[model](**arguments))[1] for _ in range(again)]
 
     noise = np.random.default_rng(1).normal(scale=0.3, size=(n_points, start.size))
     noise[0] = 0
@@ -114,6 +127,7 @@ def compile_and_evaluate(
         "build": build["wall"],
         "compile": compilation["wall"],
         "compile_cpu": compilation["cpu"],
+        "compile_again": [times["wall"] for times in recompilations],
         "evaluate": seconds_per_call(lambda: function(start)),
         "nodes": len(function._pytensor_function.maker.fgraph.apply_nodes),
         "dimensions": int(start.size),

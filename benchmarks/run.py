@@ -32,12 +32,6 @@ from benchmarks.measure import run
 
 RESULTS = Path(__file__).parent / "results"
 
-#: name in the tables -> (model of `benchmarks.models`, plugin imported)
-VARIANTS = {
-    "loop, plugin": ("loop", True),
-    "by hand": ("loop_by_hand", False),
-    "loop": ("loop", False),
-}
 PLAIN_MODELS = ("eight_schools", "logistic")
 
 
@@ -45,6 +39,7 @@ class Bench:
     """Runs measurements, shows which one is running, and keeps the caches apart."""
 
     def __init__(self, console: Console, scratch: Path):
+        self.console = console
         self.scratch = scratch
         self.progress = Progress(
             SpinnerColumn(),
@@ -52,10 +47,13 @@ class Bench:
             TextColumn("{task.description}"),
             console=console,
             transient=True,
+            disable=not console.is_terminal,
         )
 
     def __call__(self, label: str, kind: str, *, cache: str, **arguments) -> dict:
         """Measure in a fresh process that keeps its compiled code in the cache called `cache`."""
+        if self.progress.disable:
+            self.console.print(label, highlight=False)
         task = self.progress.add_task(label)
         try:
             return run(self.scratch / "caches" / cache, kind, **arguments)
@@ -63,16 +61,21 @@ class Bench:
             self.progress.remove_task(task)
 
 
-def measure_sizes(bench: Bench, sizes, unrewritten_up_to: int, rounds: int, q: int) -> list[dict]:
-    """Build, compile and evaluate every variant at every size; one row for each."""
+def measure_sizes(
+    bench: Bench, loop: str, sizes, unrewritten_up_to: int, rounds: int, q: int
+) -> list[dict]:
+    """Build, compile and evaluate every variant of `loop` at every size; one row for each."""
+    by_hand = f"{loop}_by_hand"
+    # name in the tables -> (model of `benchmarks.models`, plugin imported)
+    variants = {"loop, plugin": (loop, True), "by hand": (by_hand, False), "loop": (loop, False)}
     rows = []
     for n in sizes:
         runs: dict[str, list[dict]] = {
-            name: [] for name in VARIANTS if name != "loop" or n <= unrewritten_up_to
+            name: [] for name in variants if name != "loop" or n <= unrewritten_up_to
         }
         for round_number in range(rounds + 1):
             for name, results in runs.items():
-                model, plugin = VARIANTS[name]
+                model, plugin = variants[name]
                 label = "cold" if round_number == 0 else f"warm {round_number} of {rounds}"
                 result = bench(
                     f"N={n}, {name}, {label}",
@@ -85,13 +88,13 @@ def measure_sizes(bench: Bench, sizes, unrewritten_up_to: int, rounds: int, q: i
                 )
                 results.append(result)
         for name, results in runs.items():
-            model, plugin = VARIANTS[name]
+            model, plugin = variants[name]
             rows.append(
                 {"n": n, "q": q, "variant": name}
                 | summary(results)
                 | differences(
                     bench.scratch / f"{model}-{plugin}-{n}.npz",
-                    bench.scratch / f"loop_by_hand-False-{n}.npz",
+                    bench.scratch / f"{by_hand}-False-{n}.npz",
                 )
             )
     return rows
@@ -158,8 +161,10 @@ def measure_plain_models(bench: Bench, rounds: int) -> list[dict]:
                     model=model,
                     plugin=plugin,
                     arguments={},
+                    again=3,
                 )
                 if i >= 0:
+                    result["again"] = median(result["compile_again"])
                     times[plugin].append(result)
 
         def ratio(key, times=times):
@@ -173,6 +178,7 @@ def measure_plain_models(bench: Bench, rounds: int) -> list[dict]:
                 "with": median(result["compile"] for result in times[True]),
                 "ratio": ratio("compile"),
                 "cpu_ratio": ratio("compile_cpu"),
+                "again_ratio": ratio("again"),
                 "rounds": rounds,
             }
         )
@@ -265,7 +271,7 @@ def tables(report: dict) -> dict[str, tuple[list[str], list[list[str]]]]:
     """Every table of the report: title -> (column names, rows of text)."""
     by_hand = {row["n"]: row["evaluate"] for row in report["sizes"] if row["variant"] == "by hand"}
     return {
-        f"N vectors of length q={report['q']}": (
+        f"{report['model']}: N vectors of length q={report['q']}": (
             [
                 "N",
                 "variant",
@@ -295,7 +301,14 @@ def tables(report: dict) -> dict[str, tuple[list[str], list[list[str]]]]:
             ],
         ),
         "Models without a multivariate normal: compile time, warm": (
-            ["model", "plugin not imported", "imported", "ratio", "ratio of CPU times"],
+            [
+                "model",
+                "plugin not imported",
+                "imported",
+                "ratio",
+                "ratio of CPU times",
+                "ratio, compiled again",
+            ],
             [
                 [
                     row["model"],
@@ -303,6 +316,7 @@ def tables(report: dict) -> dict[str, tuple[list[str], list[list[str]]]]:
                     seconds(row["with"]),
                     f"{row['ratio']:.3f}",
                     f"{row['cpu_ratio']:.3f}",
+                    f"{row['again_ratio']:.3f}",
                 ]
                 for row in report["plain_models"]
             ],
@@ -371,6 +385,9 @@ def arguments() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--short", action="store_true", help="small sizes and few rounds")
+    parser.add_argument(
+        "--model", choices=("loop", "latent_loop"), default="loop", help="which loop"
+    )
     parser.add_argument("--sizes", type=int, nargs="+", help="values of N")
     parser.add_argument("--q", type=int, default=3, help="length of each vector")
     parser.add_argument("--rounds", type=int, help="warm rounds at each size")
@@ -399,8 +416,10 @@ def main() -> None:
     """Measure, show, and write the results."""
     options = arguments()
     console = Console()
+    console.width = max(console.width, 120)
     report: dict = {
         "machine": machine(),
+        "model": options.model,
         "q": options.q,
         "unrewritten_up_to": options.unrewritten_up_to,
     }
@@ -410,7 +429,12 @@ def main() -> None:
             report["import"] = measure_import(bench, rounds=3 if options.short else 11)
             report["plain_models"] = measure_plain_models(bench, options.plain_rounds)
             report["sizes"] = measure_sizes(
-                bench, options.sizes, options.unrewritten_up_to, options.rounds, options.q
+                bench,
+                options.model,
+                options.sizes,
+                options.unrewritten_up_to,
+                options.rounds,
+                options.q,
             )
             report["sampling"] = (
                 measure_sampling(bench, options.sample, options.draws) if options.sample else []
