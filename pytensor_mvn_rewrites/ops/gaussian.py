@@ -1,13 +1,13 @@
-"""What the Gaussian ops share: parametrizations, the reference graph, batch dimensions.
+r"""What the Gaussian ops share: parametrizations, the reference graph, batch dimensions.
 
 Every op of this package takes a matrix in one of three parametrizations ``param``:
 
 ===========  =======================================  ======================================
 ``param``    matrix                                   triangle that is read
 ===========  =======================================  ======================================
-``"cov"``    covariance :math:`\\Sigma`                lower (PyTensor's Cholesky reads it)
+``"cov"``    covariance :math:`\Sigma`                 lower (PyTensor's Cholesky reads it)
 ``"chol"``   Cholesky factor :math:`L`, lower         lower
-``"tau"``    precision :math:`\\Sigma^{-1}`            lower
+``"tau"``    precision :math:`\Sigma^{-1}`             lower
 ===========  =======================================  ======================================
 
 All inputs broadcast as gufuncs do: the core dimensions ``(n)`` and ``(n, n)`` come last, and the
@@ -17,6 +17,7 @@ batch dimensions before them are aligned from the right.
 from collections.abc import Sequence
 from functools import lru_cache
 
+import pytensor
 import pytensor.tensor as pt
 from pytensor.graph.basic import Variable
 from pytensor.graph.replace import _vectorize_node
@@ -144,13 +145,15 @@ class GaussianOp(TensorSymbolicOp):
         super().__init__(**kwargs)
 
     def __call__(self, *inputs, **kwargs):
+        """Apply the instance for the types of `inputs`."""
         inputs = self.filter_inputs(*inputs)
         for inp, core_ndim in zip(inputs, self.core_ndims, strict=True):
             if inp.type.ndim < core_ndim:
                 raise ValueError(
                     f"{self} needs an input of at least {core_ndim} dimensions, got {inp.type}"
                 )
-        op = _memoised(type(self), self.param, tuple(inp.type for inp in inputs))
+        types = tuple(inp.type for inp in inputs)
+        op = _memoised(type(self), self.param, types, pytensor.config.floatX)
         return super(TensorSymbolicOp, op).__call__(*inputs, **kwargs)
 
     def __str__(self):
@@ -159,9 +162,7 @@ class GaussianOp(TensorSymbolicOp):
     @property
     def batch_ndim(self) -> int:
         """Number of batch dimensions that the inputs have together."""
-        return max(
-            t.ndim - core for t, core in zip(self.input_types, self.core_ndims, strict=True)
-        )
+        return max(t.ndim - core for t, core in zip(self.input_types, self.core_ndims, strict=True))
 
     def infer_shape(self, node, shapes):
         """Batch shape by broadcasting, core shape from the matrix."""
@@ -184,7 +185,8 @@ class GaussianOp(TensorSymbolicOp):
 
 
 @lru_cache(maxsize=4096)
-def _memoised(cls: type[GaussianOp], param: str, input_types: tuple):
+def _memoised(cls: type[GaussianOp], param: str, input_types: tuple, floatX: str):
+    # floatX decides the dtypes of an inner graph of float32
     return cls(param=param, input_types=list(input_types))
 
 
@@ -257,4 +259,11 @@ def vectorize_pullback(op, node, *batched_inputs):
         else pt.broadcast_to(batched, (*batch_shape, *tuple(batched.shape)[own:]))
         for batched, own in zip(batched_inputs, new_ndims, strict=True)
     ]
-    return op(*add_batch_dims(op, node, full), return_list=True)[0].owner
+    grads = op(*add_batch_dims(op, node, full), return_list=True)
+    # a gradient has the shape of its input: without the dimensions that only align it
+    return [
+        grad.squeeze(axis=tuple(range(new_ndim, grad.type.ndim - out.type.ndim)))
+        if grad.type.ndim - new_ndim > out.type.ndim
+        else grad
+        for grad, out in zip(grads, node.outputs, strict=True)
+    ]

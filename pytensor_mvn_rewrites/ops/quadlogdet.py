@@ -48,9 +48,12 @@ class InvQuadLogdet(GaussianOp):
             pt.zeros_like(out) if isinstance(g.type, DisconnectedType) else g
             for out, g in zip(outputs[:2], output_grads[:2], strict=True)
         )
-        return InvQuadLogdetPullback(param=self.param)(
+        d_delta, d_matrix = InvQuadLogdetPullback(param=self.param)(
             *inputs, g_quad, g_half_logdet, return_list=True
         )
+        if isinstance(output_grads[0].type, DisconnectedType):
+            d_delta = disconnected_type()
+        return [d_delta, d_matrix]
 
     def connection_pattern(self, node):
         """`half_logdet` does not depend on `delta`; `posdef` is not differentiable."""
