@@ -5,7 +5,12 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
-from pytensor.assumptions import POSITIVE_DEFINITE, check_assumption
+from pytensor.assumptions import (
+    POSITIVE_DEFINITE,
+    FactState,
+    SpecifyAssumptions,
+    check_assumption,
+)
 from pytensor.graph.basic import Apply, Constant, Variable
 from pytensor.graph.fg import FunctionGraph
 from pytensor.scalar.basic import Abs, Add, Exp, Mul, Pow, Sqr, Sqrt, TrueDiv
@@ -19,8 +24,10 @@ from pytensor.tensor.basic import (
 from pytensor.tensor.blockwise import Blockwise
 from pytensor.tensor.elemwise import CAReduce, DimShuffle, Elemwise
 from pytensor.tensor.exceptions import NotScalarConstantError
+from pytensor.tensor.linalg.constructors import BlockDiagonal
 from pytensor.tensor.linalg.decomposition.cholesky import Cholesky
 from pytensor.tensor.linalg.inverse import MatrixInverse
+from pytensor.tensor.linalg.products import KroneckerProduct
 from pytensor.tensor.math import Dot
 from pytensor.tensor.shape import SpecifyShape, specify_shape
 from pytensor.tensor.subtensor import AdvancedSubtensor, Subtensor, _is_provably_positive
@@ -226,8 +233,15 @@ def definiteness(fgraph: FunctionGraph, matrix: Variable) -> Definiteness:
             return definiteness(fgraph, stack)
         case (Join(axis=axis), *stacks) if axis in range(matrix.type.ndim - 2):
             return min(definiteness(fgraph, stack) for stack in stacks)
-    # declared by the user
-    return Definiteness(2 * check_assumption(fgraph, matrix, POSITIVE_DEFINITE))
+        case (KroneckerProduct() | BlockDiagonal() | Blockwise(BlockDiagonal()), *inputs):
+            return min(definiteness(fgraph, inp) for inp in inputs)
+        case (SpecifyAssumptions(assumptions=declared), inner):
+            if (POSITIVE_DEFINITE, FactState.TRUE) in declared:
+                return Definiteness.DEFINITE
+            return definiteness(fgraph, inner)
+    # of an input, PyTensor knows what the user declared; of other ops its rules say too much
+    declared = matrix.owner is None and check_assumption(fgraph, matrix, POSITIVE_DEFINITE)
+    return Definiteness(2 * declared)
 
 
 def _definiteness_of_product(fgraph, inputs) -> Definiteness:

@@ -94,6 +94,7 @@ INDEFINITE = {
     "difference": lambda v, A: np.eye(3) - A @ A.T,
     "identity times any row": lambda v, A: pt.eye(3) * v,
     "product of two": lambda v, A: A @ pt.exp(A).T + np.eye(3),
+    "declared symmetric": lambda v, A: assume(A[:, :3] + A[:, :3].T, symmetric=True),
     "definite with a negative jitter": lambda v, A: A @ A.T - 1e-6 * pt.eye(3),
 }
 

@@ -1,0 +1,90 @@
+"""The prover of definiteness, matrix by matrix."""
+
+import numpy as np
+import pytensor.tensor as pt
+import pytest
+from pytensor.graph.fg import FunctionGraph
+
+from pytensor_mvn_rewrites.matching import Definiteness, definiteness, is_positive
+
+A = pt.matrix("A", shape=(3, 4))
+B = pt.tensor3("B", shape=(5, 3, 4))
+x, v = pt.scalar("x"), pt.vector("v", shape=(3,))
+EYE = pt.constant(np.eye(3))
+GRAM = A @ A.mT
+CHOL = pt.linalg.cholesky(pt.matrix())
+
+CASES = {
+    "Gram matrix": (GRAM, Definiteness.SEMIDEFINITE),
+    "batched Gram matrix": (B @ B.mT, Definiteness.SEMIDEFINITE),
+    "identity": (EYE, Definiteness.DEFINITE),
+    "singular diagonal": (pt.constant(np.diag([1.0, 0, 1])), Definiteness.SEMIDEFINITE),
+    "NaN": (pt.constant(np.full((2, 2), np.nan)), Definiteness.UNKNOWN),
+    "batched constant": (pt.constant(np.stack([np.eye(2)] * 3)), Definiteness.DEFINITE),
+    "sum": (GRAM + EYE, Definiteness.DEFINITE),
+    "sum of two Gram matrices": (GRAM + 2.0 * GRAM, Definiteness.SEMIDEFINITE),
+    "transpose": ((GRAM + EYE).mT, Definiteness.DEFINITE),
+    "block diagonal": (pt.linalg.block_diag(EYE, EYE + GRAM), Definiteness.DEFINITE),
+    "block diagonal, one semidefinite": (
+        pt.linalg.block_diag(EYE, GRAM),
+        Definiteness.SEMIDEFINITE,
+    ),
+    "kron": (pt.linalg.kron(EYE, EYE + GRAM), Definiteness.DEFINITE),
+    "kron of Gram matrices": (pt.linalg.kron(GRAM, GRAM), Definiteness.SEMIDEFINITE),
+    "inverse": (pt.linalg.inv(EYE + GRAM), Definiteness.DEFINITE),
+    "inverse of a Gram matrix": (pt.linalg.inv(GRAM), Definiteness.UNKNOWN),
+    "diagonal": (pt.diag(pt.exp(v)), Definiteness.DEFINITE),
+    "diagonal of squares": (pt.diag(v**2), Definiteness.SEMIDEFINITE),
+    "any diagonal": (pt.diag(v), Definiteness.UNKNOWN),
+    "second diagonal": (pt.diag(pt.exp(v), k=1), Definiteness.UNKNOWN),
+    "chosen from a batch": ((B @ B.mT + EYE)[[0, 3, 3]], Definiteness.DEFINITE),
+    "part of a matrix": ((GRAM + EYE)[:2, 1:], Definiteness.UNKNOWN),
+    "rows of a matrix": ((GRAM + EYE)[[2, 1, 0]], Definiteness.UNKNOWN),
+    "joined": (pt.stack([GRAM + EYE, EYE]), Definiteness.DEFINITE),
+    "product of a Cholesky factor": (CHOL @ CHOL.mT, Definiteness.DEFINITE),
+    "vector": (pt.exp(v), Definiteness.UNKNOWN),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_definiteness(name):
+    matrix, expected = CASES[name]
+    fgraph = FunctionGraph(outputs=[matrix], clone=False)
+    assert definiteness(fgraph, matrix) is expected
+
+
+POSITIVE = {
+    "exp": pt.exp(x),
+    "softplus": pt.softplus(x),
+    "square of exp": pt.exp(x) ** 2,
+    "sum with a square": pt.exp(x) + x**2,
+    "quotient": 1 / pt.exp(v),
+    "root": pt.sqrt(pt.exp(v))[:2],
+    "constant": pt.constant([1.0, 2.0]),
+}
+
+NOT_POSITIVE = {
+    "input": x,
+    "square": x**2,
+    "absolute value": pt.abs(x),
+    "difference": pt.exp(x) - 1,
+    "product": pt.exp(x) * x,
+    "cube": x**3,
+    "constant with a zero": pt.constant([1.0, 0.0]),
+}
+
+
+@pytest.mark.parametrize("name", POSITIVE)
+def test_positive(name):
+    assert is_positive(POSITIVE[name])
+
+
+@pytest.mark.parametrize("name", NOT_POSITIVE)
+def test_not_proven_positive(name):
+    assert not is_positive(NOT_POSITIVE[name])
+
+
+def test_not_negative():
+    assert is_positive(x**2, strict=False)
+    assert is_positive(pt.abs(x) + pt.exp(x), strict=False)
+    assert not is_positive(x**3, strict=False)
