@@ -244,6 +244,35 @@ def definiteness(fgraph: FunctionGraph, matrix: Variable) -> Definiteness:
     return Definiteness(2 * declared)
 
 
+def is_cholesky_factor(matrix: Variable) -> bool:
+    """Whether `matrix` is proven lower triangular with a positive diagonal.
+
+    Tags and assumptions, which say only the first, do not survive stacking and indexing.
+    """
+    if isinstance(matrix, Constant):
+        data = np.asarray(matrix.data)
+        if data.ndim < 2 or data.shape[-1] != data.shape[-2] or data.dtype.kind != "f":
+            return False
+        diagonal = np.diagonal(data, axis1=-2, axis2=-1)
+        return not np.triu(data, 1).any() and bool((diagonal > 0).all())
+    view = matrix_view(matrix)
+    if view.core is not matrix:
+        return not view.transposed and is_cholesky_factor(view.core)
+    match matrix.owner_op_and_inputs:
+        case (Blockwise(Cholesky(lower=True)), _):
+            return True
+        case (Elemwise(scalar_op=Mul()), *inputs):
+            matrices = [inp for inp in inputs if False in inp.type.broadcastable[-2:]]
+            return len(matrices) == 1 and all(
+                is_cholesky_factor(inp) if inp in matrices else is_positive(inp) for inp in inputs
+            )
+        case (Subtensor(idx_list=indices) | AdvancedSubtensor(idx_list=indices), stack, *_):
+            return len(indices) <= stack.type.ndim - 2 and is_cholesky_factor(stack)
+        case (Join(axis=axis), *stacks):
+            return axis in range(matrix.type.ndim - 2) and all(map(is_cholesky_factor, stacks))
+    return False
+
+
 def _definiteness_of_product(fgraph, inputs) -> Definiteness:
     """A definite matrix times positive scalars, or a diagonal constant times positive entries."""
     matrices = [inp for inp in inputs if False in inp.type.broadcastable[-2:]]

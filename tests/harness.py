@@ -24,8 +24,8 @@ PRE_GRADIENT = ("canonicalize", "stabilize")
 #: The graph as it was written, evaluated node by node.
 REFERENCE_MODE = Mode(linker="py", optimizer=None)
 
-#: All rewrites of a compiled function, evaluated node by node.
-PIPELINE_MODE = Mode(linker="py", optimizer="fast_run")
+#: All rewrites of a compiled function, evaluated node by node; Python cannot run large fused loops.
+PIPELINE_MODE = Mode(linker="py", optimizer="fast_run").excluding("fusion")
 
 #: How many eps of the dtype two orders of evaluation may differ by, relative to the largest entry
 #: of the result, for a matrix of condition number 1. One more derivative, one more solve.

@@ -6,7 +6,12 @@ from pytensor.tensor.blockwise import Blockwise
 from pytensor.tensor.elemwise import DimShuffle
 from pytensor.tensor.math import Dot
 
-from pytensor_mvn_rewrites.matching import dimshuffled, matrix_view, without_leading_ones
+from pytensor_mvn_rewrites.matching import (
+    dimshuffled,
+    is_cholesky_factor,
+    matrix_view,
+    without_leading_ones,
+)
 from pytensor_mvn_rewrites.ops import InvQuadLogdet, MvNormalLogp
 from pytensor_mvn_rewrites.pipeline import structure
 
@@ -21,7 +26,8 @@ def cholesky_factor_is_given(fgraph, node):
     The same for ``InvQuadLogdet``, and for ``U.T @ U`` with an upper triangular U. Cost:
     :math:`O(n^3) \to O(n^2)`. A negative diagonal counts as not positive definite, as it does in
     PyTensor's own rule ``cholesky_ldotlt``, which needs the same proof.
-    Declines unless the factor is known to be triangular.
+    Declines unless the factor is known to be triangular, by PyTensor's tag or assumption, or is
+    proven to be one with a positive diagonal.
     """
     if node.op.param != "cov":
         return None
@@ -66,8 +72,10 @@ def is_transpose_of(var, other) -> bool:
 
 
 def is_triangular(fgraph, matrix, *, lower: bool) -> bool:
-    """Whether PyTensor, or a tag that PyMC sets, says so."""
+    """Whether PyTensor, or a tag that PyMC sets, says so, or a positive diagonal is proven."""
     name, assumption = (
         ("lower_triangular", LOWER_TRIANGULAR) if lower else ("upper_triangular", UPPER_TRIANGULAR)
     )
-    return bool(getattr(matrix.tag, name, False)) or check_assumption(fgraph, matrix, assumption)
+    if getattr(matrix.tag, name, False) or check_assumption(fgraph, matrix, assumption):
+        return True
+    return lower and is_cholesky_factor(matrix)

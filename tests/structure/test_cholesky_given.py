@@ -98,6 +98,27 @@ def test_batch(rng):
     )
 
 
+CHOL = np.linalg.cholesky([[2.0, 0.3, 0.1], [0.3, 1.0, 0.2], [0.1, 0.2, 1.5]])
+
+PROVEN = {
+    "scaled constant": lambda s, S: pt.exp(s) * CHOL,
+    "batch of scaled constants": lambda s, S: pt.exp(s) * np.stack([CHOL, 2 * CHOL]),
+    "stack": lambda s, S: pt.stack([pt.linalg.cholesky(S), pt.exp(s) * CHOL]),
+    "gather": lambda s, S: pt.linalg.cholesky(pt.stack([S, pt.exp(s) * S]))[[1, 0]],
+}
+
+
+@pytest.mark.parametrize("name", PROVEN)
+def test_proven_without_a_tag(rng, name):
+    d, s, S = pt.vector("d", shape=(3,)), pt.scalar("s"), pt.matrix("S", shape=(3, 3))
+    L = PROVEN[name](s, S)
+    values = {d: rng.normal(size=3), s: 0.3, S: spd(rng, n=3)}
+    graph = list(inv_quad_logdet(d, L @ L.mT))
+    new = rewritten(graph)
+    assert our_ops(new) == {"InvQuadLogdet{chol}": 1}
+    assert_same_numbers(graph, new, values, condition=1e2)
+
+
 def near_misses():
     d, A = pt.vector("d", shape=(3,)), pt.matrix("A", shape=(3, 3))
     L = lower_triangular(pt.vector("e", shape=(6,)))
@@ -108,6 +129,7 @@ def near_misses():
         "two factors": inv_quad_logdet(d, L @ K.mT),
         # PyTensor does not see that it is triangular, and factors the product
         "tril": inv_quad_logdet(d, pt.tril(A) @ pt.tril(A).mT),
+        "scale of any sign": inv_quad_logdet(d, (A[0, 0] * CHOL) @ (A[0, 0] * CHOL).mT),
         "jitter": inv_quad_logdet(d, L @ L.mT + 1e-6 * pt.eye(3)),
         "precision": inv_quad_logdet(d, L @ L.mT, "tau"),
     }
