@@ -2,9 +2,20 @@
 
 from pytensor_mvn_rewrites import pipeline
 from pytensor_mvn_rewrites.config import add_flags, disable, enable
+from pytensor_mvn_rewrites.explain import Explanation, explain
+from pytensor_mvn_rewrites.pipeline import RewriteFailedWarning
+from pytensor_mvn_rewrites.verify import Verification, verify
 
 add_flags()
 pipeline.activate()
 
-__all__ = ["disable", "enable"]
+__all__ = [
+    "Explanation",
+    "RewriteFailedWarning",
+    "Verification",
+    "disable",
+    "enable",
+    "explain",
+    "verify",
+]
 __version__ = "0.1.0"

@@ -34,7 +34,7 @@ HEAVY = 20
 WORTHWHILE = 24
 
 
-class Declined(Exception):
+class CannotReroll(Exception):
     """The pack stays as it is; the message says why."""
 
 
@@ -99,7 +99,7 @@ class LockStep:
 
         Raises
         ------
-        Declined
+        CannotReroll
             If the terms cannot be batched.
         """
         top = tuple(self.terms)
@@ -170,7 +170,7 @@ class LockStep:
         try:
             outputs = vectorize(node, batched, len(self.terms))
         except CannotBatch as reason:
-            raise Declined(str(reason)) from reason
+            raise CannotReroll(str(reason)) from reason
         self.nodes += 1 if isinstance(node.op, LIGHT_OPS) else HEAVY
         for own, new in zip(node.outputs, outputs, strict=True):
             _copy_facts(own, new)
@@ -183,13 +183,13 @@ class LockStep:
             return self.stacks[key]
         shape = pack[0].type.shape
         if any(var.type.ndim != len(shape) or var.type.dtype != pack[0].type.dtype for var in pack):
-            raise Declined("the terms differ in rank or dtype")
+            raise CannotReroll("the terms differ in rank or dtype")
         for axis in range(len(shape)):
             lengths = {var.type.shape[axis] for var in pack}
             if len(lengths) == 1 and None not in lengths:
                 continue
             if not self._equations().all_equal(pack, axis):
-                raise Declined(f"lengths of dimension {axis} of {pack[0]} and others may differ")
+                raise CannotReroll(f"lengths of dimension {axis} of {pack[0]} and others may differ")
         self.stacked += 1
         self.stacks[key] = stack_variables(pack)
         return self.stacks[key]
@@ -212,7 +212,7 @@ def stack_variables(pack: Sequence[Variable]) -> Variable:
 def _stack_constants(pack) -> Variable | None:
     data = [np.asarray(var.data) for var in pack]
     if any(value.shape != data[0].shape or value.dtype != data[0].dtype for value in data):
-        raise Declined("constants differ in shape or dtype")
+        raise CannotReroll("constants differ in shape or dtype")
     stacked = np.stack(data)
     if (same := stacked == stacked[:1]).all() or (same | _both_nan(stacked)).all():
         return None

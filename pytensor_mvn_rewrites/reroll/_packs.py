@@ -9,7 +9,8 @@ from pytensor.graph.op import Op
 from pytensor.graph.traversal import toposort
 from pytensor.tensor.random.op import RandomVariable
 
-from pytensor_mvn_rewrites.reroll._lockstep import WORTHWHILE, Declined, LockStep
+from pytensor_mvn_rewrites.pipeline import Declined, Fired, record
+from pytensor_mvn_rewrites.reroll._lockstep import WORTHWHILE, CannotReroll, LockStep
 from pytensor_mvn_rewrites.reroll._signature import (
     Signatures,
     group_by_signature,
@@ -27,13 +28,19 @@ class Pack:
 
 
 class Rerolling:
-    """One pass over a graph: signatures and stacks are shared by all its roots."""
+    """One pass over a graph: signatures and stacks are shared by all its roots.
 
-    def __init__(self):
+    Parameters
+    ----------
+    rule : str
+        Name of the rewrite, for :func:`~pytensor_mvn_rewrites.explain`.
+    """
+
+    def __init__(self, rule: str):
+        self.rule = rule
         self.signatures = Signatures()
         self.anchored = Signatures(anchored=True)
         self.stacks: dict[tuple[int, ...], Variable] = {}
-        self.declined: list[str] = []
 
     def packs(self, terms: Sequence[Variable], minimum: int = WORTHWHILE) -> list[Pack]:
         """The packs among `terms` that save at least `minimum` nodes, or are views.
@@ -68,12 +75,26 @@ class Rerolling:
             else:
                 walk = LockStep(members, self.signatures, self.stacks)
             batch = walk.batch()
-        except Declined as reason:
-            self.declined.append(str(reason))
+        except CannotReroll as reason:
+            record(Declined("reroll", self.rule, f"{_describe(members)}: {reason}"))
             return None
         if batch.variable is None or not (batch.is_view or batch.saved >= minimum):
             return None
+        record(Fired("reroll", self.rule, _describe(members)))
         return Pack(positions, batch.variable, batch.is_view)
+
+
+def _describe(members: Sequence[Variable]) -> str:
+    """What a pack is, for people: the number of terms and their name or op."""
+    first = members[0]
+    return f"{len(members)} terms like {first.name or _named_input(first) or first.owner.op}"
+
+
+def _named_input(var: Variable) -> str | None:
+    """Name of the nearest named variable below `var`, going down first inputs."""
+    while var.owner is not None and var.name is None:
+        var = var.owner.inputs[0]
+    return var.name
 
 
 def _ops_of(terms: Iterable[Variable]) -> Iterator[Op]:

@@ -16,7 +16,7 @@ def reroll_outputs(fgraph):
         return
     replacements = [
         (fgraph.outputs[position], pack.batch[index])
-        for pack in Rerolling().packs(fgraph.outputs)
+        for pack in Rerolling("reroll_outputs").packs(fgraph.outputs)
         if not pack.is_view
         for index, position in enumerate(pack.positions)
     ]
