@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 from pytensor.assumptions import (
@@ -32,6 +33,12 @@ from pytensor.tensor.math import Dot
 from pytensor.tensor.shape import SpecifyShape, specify_shape
 from pytensor.tensor.subtensor import AdvancedSubtensor, Subtensor, _is_provably_positive
 
+#: An entry of the order of a `DimShuffle`: an axis, or "x" for a new one.
+Axis = Any
+
+#: A tensor variable: mypy does not see the methods that PyTensor gives it.
+Tensor = Any
+
 
 def is_real_float(*variables: Variable) -> bool:
     """Whether all variables are real floating-point tensors."""
@@ -47,10 +54,8 @@ def scalar_constant(var: Variable) -> float | None:
     return float(value) if value.dtype.kind in "iufb" else None
 
 
-def reduced_axes(node: Apply) -> tuple[int, ...] | None:
-    """Axes over which a reduction such as `Sum` or `All` runs; None for any other node."""
-    if not isinstance(node.op, CAReduce):
-        return None
+def reduced_axes(node: Apply[CAReduce]) -> tuple[int, ...]:
+    """Axes over which a reduction such as `Sum` or `All` runs."""
     axis = node.op.axis
     return tuple(range(node.inputs[0].type.ndim)) if axis is None else tuple(axis)
 
@@ -82,7 +87,7 @@ class MatrixView:
 
     core: Variable
     #: For each batch axis of the view the batch axis of `core`, or "x" where it was added.
-    batch_order: tuple[int | str, ...]
+    batch_order: tuple[Axis, ...]
     transposed: bool
 
 
@@ -91,7 +96,8 @@ def matrix_view(var: Variable) -> MatrixView:
     match var.owner_op_and_inputs:
         case (DimShuffle(new_order=order), core) if core.type.ndim >= 2:
             n_batch = core.type.ndim - 2
-            batch_order, last_two = tuple(order[:-2]), tuple(order[-2:])
+            axes: tuple[Axis, ...] = tuple(order)
+            batch_order, last_two = axes[:-2], axes[-2:]
             if tuple(i for i in batch_order if i != "x") == tuple(range(n_batch)) and last_two in (
                 (n_batch, n_batch + 1),
                 (n_batch + 1, n_batch),
@@ -130,7 +136,7 @@ def is_elementwise_function_of(var: Variable, source: Variable) -> bool:
     return False
 
 
-def dimshuffled(var: Variable, order: tuple[int | str, ...]) -> Variable:
+def dimshuffled(var: Tensor, order: tuple[Axis, ...]) -> Tensor:
     """`var.dimshuffle(order)` with the op moved to the inputs of elementwise ops and merged there.
 
     Canonicalization would do the same, but it is over when the rules of this package run.
@@ -148,20 +154,20 @@ def dimshuffled(var: Variable, order: tuple[int | str, ...]) -> Variable:
     return var.dimshuffle(order)
 
 
-def transposed(var: Variable) -> Variable:
+def transposed(var: Tensor) -> Tensor:
     """`var.mT`, see `dimshuffled`."""
     n = var.type.ndim
     return dimshuffled(var, (*range(n - 2), n - 1, n - 2))
 
 
-def without_leading_ones(var: Variable, core_ndim: int) -> Variable:
+def without_leading_ones(var: Tensor, core_ndim: int) -> Tensor:
     """`var` without its leading batch dimensions of length 1, which broadcast anyway."""
     batch = var.type.broadcastable[: var.type.ndim - core_ndim]
     lead = batch.index(False) if False in batch else len(batch)
     return dimshuffled(var, tuple(range(lead, var.type.ndim)))
 
 
-def sum_over(var: Variable, axes: tuple[int, ...]) -> Variable:
+def sum_over(var: Tensor, axes: tuple[int, ...]) -> Tensor:
     """Sum as canonicalization would write it."""
     if not axes:
         return var
@@ -240,8 +246,8 @@ def definiteness(fgraph: FunctionGraph, matrix: Variable) -> Definiteness:
                 return Definiteness.DEFINITE
             return definiteness(fgraph, inner)
     # of an input, PyTensor knows what the user declared; of other ops its rules say too much
-    declared = matrix.owner is None and check_assumption(fgraph, matrix, POSITIVE_DEFINITE)
-    return Definiteness(2 * declared)
+    by_user = matrix.owner is None and check_assumption(fgraph, matrix, POSITIVE_DEFINITE)
+    return Definiteness(2 * by_user)
 
 
 def is_cholesky_factor(matrix: Variable) -> bool:

@@ -1,7 +1,7 @@
 """The log-density of the multivariate normal, written out."""
 
 import math
-from collections import Counter
+from collections import defaultdict
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -28,7 +28,7 @@ class LinearCombination:
     """``constant + sum(coefficient * term)``."""
 
     constant: float = 0.0
-    terms: Counter = field(default_factory=Counter)
+    terms: defaultdict[Variable, float] = field(default_factory=lambda: defaultdict(float))
 
 
 @recognize

@@ -9,14 +9,16 @@ from pytensor.graph.rewriting.unify import OpPattern
 from pytensor.scalar.basic import GT, Log
 from pytensor.tensor.basic import ExtractDiag
 from pytensor.tensor.blockwise import Blockwise
-from pytensor.tensor.elemwise import DimShuffle, Elemwise
+from pytensor.tensor.elemwise import CAReduce, DimShuffle, Elemwise
 from pytensor.tensor.linalg.decomposition.cholesky import Cholesky
 from pytensor.tensor.linalg.solvers.triangular import SolveTriangular
 from pytensor.tensor.math import All, Dot, Sum
 from pytensor.tensor.rewriting.blockwise import blockwise_of
 
 from pytensor_mvn_rewrites.matching import (
+    Axis,
     MatrixView,
+    Tensor,
     dimshuffled,
     drop_axis,
     is_core_diagonal,
@@ -81,7 +83,7 @@ def quad_logdet_of_cholesky(fgraph, node):
     if formula is None or not formula.quaddists or not formula.half_logdets:
         return None
 
-    replacements: dict[Variable, Variable] = {}
+    replacements: dict[Variable, Tensor] = {}
     halves = None
     for quaddist in formula.quaddists:
         rows = align(quaddist.solve, matrix)
@@ -177,13 +179,13 @@ def add_uses_of_diagonal(fgraph, diag: Variable, formula: Formula) -> bool:
     for client, _ in fgraph.clients[diag]:
         match client:
             case Apply(op=Elemwise(scalar_op=Log()), outputs=[log_diag]):
-                reduction, found = Sum, formula.half_logdets
-                out = log_diag
+                reduction: type[CAReduce] = Sum
+                out, found = log_diag, formula.half_logdets
             case Apply(op=Elemwise(scalar_op=GT()), inputs=[left, right], outputs=[positive]) if (
                 left is diag and scalar_constant(right) == 0
             ):
-                reduction, found = All, formula.posdefs
-                out = positive
+                reduction = All
+                out, found = positive, formula.posdefs
             case _:
                 return False
         for total, _ in fgraph.clients[out]:
@@ -200,17 +202,17 @@ class Rows:
     delta: Variable
     matrix: Variable
     #: For each batch axis of the formula the batch axis of the matrix, or "x".
-    positions: tuple[int | str, ...]
+    positions: tuple[Axis, ...]
     #: The batch axes of the formula that the op has: the others have length 1.
     keep: tuple[int, ...]
     #: Which batch dimensions of the matrix have length 1.
     matrix_batch: tuple[bool, ...]
 
-    def index(self, axis: int) -> int | str:
+    def index(self, axis: int) -> Axis:
         """The batch axis of the op that is `axis` of the formula."""
         return self.keep.index(axis) if axis in self.keep else "x"
 
-    def reduced(self, quad: Variable, quaddist: Quaddist) -> Variable:
+    def reduced(self, quad: Tensor, quaddist: Quaddist) -> Tensor:
         """`quad` with the batch dimensions of the formula, those of the reduction summed."""
         ndim = len(self.positions)
         axes = tuple(self.keep.index(axis) for axis in quaddist.axes if axis in self.keep)
@@ -224,11 +226,11 @@ class Rows:
         missing = quaddist.out.type.ndim - len(order)
         return dimshuffled(total, ("x",) * missing + order)
 
-    def per_row(self, var: Variable) -> Variable:
+    def per_row(self, var: Tensor) -> Tensor:
         """An output of the op with all batch dimensions of the formula."""
         return dimshuffled(var, tuple(self.index(axis) for axis in range(len(self.positions))))
 
-    def per_matrix(self, var: Variable) -> Variable | None:
+    def per_matrix(self, var: Tensor) -> Tensor | None:
         """An output of the op with the batch dimensions of the matrix; None if it has more."""
         for i, axis in enumerate(self.keep):
             position = self.positions[axis]
@@ -269,7 +271,7 @@ def replace_halves(fgraph, formula: Formula, quaddist: Quaddist, rows: Rows, hal
     The op gives one for each row of delta, the formula one for each matrix. Where there are more
     rows than matrices, the elementwise ops that combine it with the quadratic form take the rows'.
     """
-    replacements: dict[Variable, Variable] = {}
+    replacements: dict[Variable, Tensor] = {}
     per_matrix = rows.per_matrix(posdef)
     for check in formula.posdefs:
         if check.out.type.ndim == 0:
@@ -292,9 +294,9 @@ def replace_halves(fgraph, formula: Formula, quaddist: Quaddist, rows: Rows, hal
     return replacements
 
 
-def combine_with_rows(fgraph, old, new, quad) -> dict[Variable, Variable] | None:
+def combine_with_rows(fgraph, old, new, quad) -> dict[Variable, Tensor] | None:
     """Put `new`, of the shape of `quad`, in the place of `old`, which broadcasts to that shape."""
-    replacements: dict[Variable, Variable] = {}
+    replacements: dict[Variable, Tensor] = {}
     for client, index in fgraph.clients[old]:
         match client.op:
             case DimShuffle(is_left_expand_dims=True):
