@@ -155,7 +155,7 @@ class NumbaGaussianOp(Op):
                     if len(own) >= -axis and own[axis] == letter
                 )
             )
-            for axis, letter in zip(range(-len(self.layout.joint), 0), self.layout.joint)
+            for axis, letter in enumerate(self.layout.joint, start=-len(self.layout.joint))
         ]
         named = dict.fromkeys(self.forward_outputs, tuple(joint))
         named |= zip(self.gradient_outputs, shapes, strict=False)
@@ -176,7 +176,9 @@ class NumbaGaussianOp(Op):
                 mode=Mode(linker="py", optimizer=None),
                 on_unused_input="ignore",
             )
-        for storage, out in zip(output_storage, self._reference_functions[key](*inputs)):
+        for storage, out in zip(
+            output_storage, self._reference_functions[key](*inputs), strict=True
+        ):
             storage[0] = out
 
 
@@ -369,7 +371,7 @@ def apply_reshaped(cls, param, wanted, inputs, core_ndims, layout) -> list[Varia
     """Merge all ``M`` axes into one and all ``R`` axes into one, apply, and undo the merge."""
     ndim = len(layout.joint)
     groups = [[axis for axis in range(ndim) if layout.joint[axis] == group] for group in "MR1"]
-    order = sum(groups, [])
+    order = [axis for group in groups for axis in group]
     lengths = [joint_length(inputs, layout, axis - ndim) for axis in range(ndim)]
 
     def merge(inp, core):
@@ -401,7 +403,8 @@ def apply_reshaped(cls, param, wanted, inputs, core_ndims, layout) -> list[Varia
         return out.reshape((*shape, *core_shape)).transpose(*inverse, *range(ndim, ndim + core))
 
     outputs = []
-    for name, out in zip(wanted, apply_lowered(cls, param, wanted, merged, core_ndims)):
+    lowered_outputs = apply_lowered(cls, param, wanted, merged, core_ndims)
+    for name, out in zip(wanted, lowered_outputs, strict=True):
         if name in cls.forward_outputs:
             outputs.append(split(out, [lengths[axis] for axis in order]))
         else:

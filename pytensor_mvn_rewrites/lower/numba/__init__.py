@@ -1,7 +1,8 @@
 """Numba kernels of the lowered ops; importing this package registers them with PyTensor.
 
 ============  =================================================================================
-`lanes`       small matrices, one per vector lane
+`lanes`       matrices up to medium size, one per vector lane, straight-line code where small
+`lane_loops`  the same with loops over the elements
 `general`     every size, one matrix after the other
 `single`      the formulas for one matrix that both call; `lapack` where blocking pays
 `frame`       what the generated sources share; `jit` compiles and caches them

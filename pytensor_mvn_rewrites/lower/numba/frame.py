@@ -8,7 +8,11 @@ would write it by hand.
 from dataclasses import dataclass
 from textwrap import indent
 
-from pytensor_mvn_rewrites.lower.numba_backend import BatchLayout, NumbaGaussianOp, NumbaMvNormalLogp
+from pytensor_mvn_rewrites.lower.numba_backend import (
+    BatchLayout,
+    NumbaGaussianOp,
+    NumbaMvNormalLogp,
+)
 
 INPUT_NAMES = {
     "NumbaMvNormalLogp": ("value", "mu", "matrix", "g_logp"),

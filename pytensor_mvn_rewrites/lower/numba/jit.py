@@ -1,9 +1,12 @@
 """Compile kernels once per machine: Numba functions that PyTensor's disk cache finds again."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from hashlib import sha256
 
+import numba
+import numpy as np
 from pytensor.configdefaults import config
 from pytensor.link.numba.cache import CACHED_SRC_FUNCTIONS, compile_numba_function_src
 from pytensor.link.numba.dispatch.basic import numba_njit
@@ -28,12 +31,36 @@ def compile_source(source: str, name: str, env: dict, *, reassociate: bool = Fal
     code of a callee into the cache entry of its caller.
     """
     callees = [(key, KEYS[value]) for key, value in env.items() if callable_key(value)]
-    constants = [(key, repr(value)) for key, value in env.items() if isinstance(value, int | float)]
+    constants = [
+        (key, repr(value))
+        for key, value in env.items()
+        if isinstance(value, int | float | np.number)
+    ]
     key = cache_key(source, callees, constants, reassociate)
     # a cache entry names the module of its globals
     env = {"__name__": __name__, **env}
     function = compile_numba_function_src(source, name, global_env=env, cache_key=key)
     return _njit(function, key, reassociate)
+
+
+def compile_packed(function: Callable, signature: tuple) -> Callable:
+    """Compile now, with the LLVM pass that packs equal scalar statements into vectors.
+
+    Numba leaves this pass out by default. Only the code of `function` itself is affected.
+    """
+    with _packing():
+        function.compile(signature)
+    return function
+
+
+@contextmanager
+def _packing() -> Iterator[None]:
+    before = numba.config.SLP_VECTORIZE
+    numba.config.SLP_VECTORIZE = 1
+    try:
+        yield
+    finally:
+        numba.config.SLP_VECTORIZE = before
 
 
 def kernel(*, reassociate: bool = False) -> Callable:
@@ -44,7 +71,9 @@ def kernel(*, reassociate: bool = False) -> Callable:
         env = {name: function.__globals__.get(name) for name in names}
         callees = [(name, KEYS[value]) for name, value in env.items() if callable_key(value)]
         constants = [
-            (name, repr(value)) for name, value in env.items() if isinstance(value, int | float)
+            (name, repr(value))
+            for name, value in env.items()
+            if isinstance(value, int | float | np.number)
         ]
         key = cache_key(inspect.getsource(function), callees, constants, reassociate)
         CACHED_SRC_FUNCTIONS[function] = key

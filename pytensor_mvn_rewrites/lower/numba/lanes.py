@@ -6,15 +6,18 @@ every element is a local variable and every sum is written out, because loops ov
 more than the sums. Copying out transposes back. The last block is computed in full and copied in
 part: its unused lanes hold the matrices of the block before, or identity matrices.
 
-The formulas are those of the decomposition :math:`\Sigma = L D L^\top`, `L` with unit diagonal, which
-needs reciprocals but no square roots. A lane whose pivots are not positive, or whose numbers leave
-the range where the formulas are accurate, is done again by :mod:`.single`; the others do not notice.
+The formulas are those of the decomposition :math:`\Sigma = L D L^\top`, `L` with unit diagonal,
+which needs reciprocals but no square roots. A lane whose pivots are not positive, or whose numbers
+leave the range where the formulas are accurate, is done again by :mod:`.single`; the others do not
+notice.
 
 The logarithm is computed in lanes as well: one for the product of the pivots, whose exponents are
 summed apart so that it cannot overflow.
 """
 
 from collections.abc import Callable, Iterator
+from functools import lru_cache
+from textwrap import indent
 
 import numpy as np
 
@@ -25,6 +28,8 @@ from pytensor_mvn_rewrites.lower.numba.frame import (
     vector_gradient_lines,
 )
 from pytensor_mvn_rewrites.lower.numba.jit import compile_source, kernel
+from pytensor_mvn_rewrites.lower.numba.lane_loops import WIDTH as LOOP_WIDTH
+from pytensor_mvn_rewrites.lower.numba.lane_loops import loop_block_function
 from pytensor_mvn_rewrites.lower.numba.single import (
     CHOL,
     PARAM_CODES,
@@ -37,11 +42,16 @@ from pytensor_mvn_rewrites.lower.numba.single import (
 )
 
 #: Largest core size with straight-line code: beyond it compile time grows faster than speed
-LANES_MAX_N = 12
+STRAIGHT_MAX_N = 12
+
+#: Largest core size done in lanes: beyond it the scratch leaves the cache, and LAPACK is as fast
+LANES_MAX_N = 48
 
 
 def block_width(n: int) -> int:
-    """Matrices per block: as many as keep the scratch in the first-level cache, at least a vector."""
+    """Matrices per block: as many as keep the scratch in the first-level cache."""
+    if n > STRAIGHT_MAX_N:
+        return LOOP_WIDTH
     return 32 if n <= 4 else 16 if n <= 8 else 8
 
 
@@ -64,6 +74,8 @@ class Scratch:
         names += [f"g{i}_{j}" for i, j in triangle]
         self.first_output = self.n_inputs
         names += [f"p{i}" for i in range(n)]
+        if n > STRAIGHT_MAX_N:
+            names += [f"{vector}{i}" for vector in "ia" for i in range(n)]
         self.rows = {name: row for row, name in enumerate(names)}
 
     @property
@@ -78,8 +90,12 @@ class Scratch:
 
 def lanes_kernel(spec: KernelSpec) -> Callable:
     """Compile the kernel of `spec`, whose ``n`` is known and small, and which has no ``R`` axis."""
-    assert spec.n is not None
-    block = block_function(spec.param, spec.n, spec.wants_vectors, spec.wants_matrix)
+    n = spec.n
+    assert n is not None
+    if n > STRAIGHT_MAX_N:
+        block = loop_block_function(spec.param, spec.wants_matrix, loop_finish(spec.param))
+    else:
+        block = block_function(spec.param, n, spec.wants_vectors, spec.wants_matrix)
     source = kernel_source(spec, lanes_body(spec))
     return compile_source(source, spec.op, {"np": np, "block": block, "redo_lane": redo_lane})
 
@@ -88,38 +104,33 @@ def lanes_body(spec: KernelSpec) -> str:
     """The loop over blocks: copy in, compute, repair, copy out."""
     n, scratch = spec.n, Scratch(spec.n)
     width = scratch.width
-    inputs = [(f"s{i}_{j}", spec.at("matrix", i, j)) for i in range(n) for j in range(i + 1)]
-    inputs += [(f"d{i}", spec.delta(i)) for i in range(n)]
-    if spec.wants_gradient:
-        inputs += zip(("g_quad", "g_half"), spec.cotangents, strict=True)
-    copy_in = [f"{scratch.at(name)} = {value}" for name, value in inputs]
 
-    quad, half_logdet, ok = (scratch.at(name) for name in ("quad", "half_logdet", "ok"))
-    copy_out = list(forward_lines(spec, n, quad, half_logdet, f"{ok} > 0.0"))
-    if spec.wants_vectors:
-        for i in range(n):
-            copy_out += vector_gradient_lines(spec, i, scratch.at(f"u{i}"))
-    if spec.wants_matrix:
-        # what the reference graph has above the diagonal: zeros, times the NaN of a failure
-        above = "0.0" if spec.param == "chol" else f"0.0 if {ok} > 0.0 else np.nan"
-        copy_out += [f"above = {above}"] if n > 1 else []
-        copy_out += [
-            f"{spec.at('dmatrix', i, j)} = " + (scratch.at(f"g{i}_{j}") if j <= i else "above")
-            for i in range(n)
-            for j in range(n)
-        ]
+    def row(name, offset="0"):
+        return f"s[({scratch.rows[name]} + {offset}) * {width} + l]"
 
-    def loop(lines, indent):
-        return "\n".join(indent + line for line in lines)
-
-    diagonal = "\n".join(
-        f"s[{scratch.rows[f's{i}_{i}'] * width}:{(scratch.rows[f's{i}_{i}'] + 1) * width}] = 1.0"
-        for i in range(n)
-    )
-    code = PARAM_CODES[spec.param]
+    g_quad, g_half = spec.cotangents if spec.wants_gradient else ("0.0", "0.0")
+    ok = row("ok")
+    forward = forward_lines(spec, n, row("quad"), row("half_logdet"), f"{ok} > 0.0")
+    vectors = vector_gradient_lines(spec, "i", row("u0", "i")) if spec.wants_vectors else ["pass"]
+    # what the reference graph has above the diagonal: zeros, times the NaN of a failure
+    above = "0.0" if spec.param == "chol" else f"0.0 if {ok} > 0.0 else np.nan"
+    matrix = f"""\
+        above = {above}
+        k = 0
+        for i in range({n}):
+            for j in range(i + 1):
+                {spec.at("dmatrix", "i", "j")} = {row("g0_0", "k")}
+                k += 1
+            for j in range(i + 1, {n}):
+                {spec.at("dmatrix", "i", "j")} = above
+"""
+    first = {name: scratch.rows[name] for name in ("s0_0", "d0", "quad")}
+    size = "np.uint64(n)" if n > STRAIGHT_MAX_N else ""
     return f"""\
 s = np.zeros({scratch.size})
-{diagonal}
+for i in range({n}):
+    for l in range({width}):
+        s[(i * (i + 3) // 2) * {width} + l] = 1.0
 chol = np.empty(({n}, {n}))
 grad = np.empty(({n}, {n}))
 work = np.empty((3, {n}))
@@ -127,14 +138,28 @@ for m0 in range(0, n_m, {width}):
     lanes = min({width}, n_m - m0)
     for l in range(lanes):
         m = m0 + l
-{loop(copy_in, " " * 8)}
-    if block(s) < {width}:
+        k = 0
+        for i in range({n}):
+            for j in range(i + 1):
+                s[k * {width} + l] = {spec.at("matrix", "i", "j")}
+                k += 1
+        for i in range({n}):
+            {row("d0", "i")} = {spec.delta("i")}
+        {row("g_quad")} = {g_quad}
+        {row("g_half")} = {g_half}
+    if block(s{", " if size else ""}{size}) < {width}:
         for l in range(lanes):
             if {ok} == 0.0:
-                redo_lane(s, l, {width}, {scratch.first_output}, {code}, chol, grad, work[0], work[1], work[2])
+                redo_lane(
+                    s, l, {width}, {first["quad"]}, {PARAM_CODES[spec.param]},
+                    chol, grad, work[0], work[1], work[2],
+                )
     for l in range(lanes):
         m = m0 + l
-{loop(copy_out, " " * 8)}
+{indent(chr(10).join(forward), " " * 8)}
+        for i in range({n}):
+{indent(chr(10).join(vectors), " " * 12)}
+{matrix if spec.wants_matrix else ""}
 """
 
 
@@ -176,6 +201,7 @@ def redo_lane(s, l, width, first_output, param, chol, grad, delta, z, a):  # noq
             row += 1
 
 
+@lru_cache
 def block_function(param: str, n: int, wants_vectors: bool, wants_matrix: bool) -> Callable:
     """Compile ``block(s)``: compute all lanes of the scratch, return how many of them are fine."""
     scratch = Scratch(n)
@@ -211,6 +237,38 @@ def block_function(param: str, n: int, wants_vectors: bool, wants_matrix: bool) 
         ]
     )
     return compile_source(source, "block", {"np": np})
+
+
+def loop_finish(param: str) -> str:
+    """Source that checks and multiplies the pivots of each lane, for :mod:`.lane_loops`."""
+    half = {"cov": "0.5 * ", "chol": "", "tau": "-0.5 * "}[param]
+    log = "\n".join("    " + line for line in log_lines())
+    return f"""\
+bits = s.view(np.int64)
+n_fine = 0
+for l in range({LOOP_WIDTH}):
+    fine = abs(s[QUAD + np.uint64(l)]) <= {HIGHEST_PIVOT}
+    exponent = 0
+    product = 1.0
+    for i in range(n):
+        e = P + EIGHT * i + np.uint64(l)
+        fine &= ({LOWEST_PIVOT} <= s[e]) & (s[e] <= {HIGHEST_PIVOT})
+        shifted = bits[e] - {ROOT_HALF_BITS}
+        exponent += shifted >> 52
+        bits[e] -= shifted & {EXPONENT_BITS}
+        product *= s[e]
+    e = P + np.uint64(l)
+    s[e] = product
+    shifted = bits[e] - {ROOT_HALF_BITS}
+    exponent += shifted >> 52
+    bits[e] -= shifted & {EXPONENT_BITS}
+    mantissa = s[e]
+{log}
+    s[QUAD + EIGHT + np.uint64(l)] = {half}log_product
+    s[QUAD + EIGHT + EIGHT + np.uint64(l)] = 1.0 if fine else 0.0
+    n_fine += 1 if fine else 0
+return n_fine
+"""
 
 
 #: Outside of these the reciprocal of a pivot, or its logarithm below, is not accurate
@@ -345,7 +403,13 @@ def log_product_lines(scratch: Scratch, n: int) -> Iterator[str]:
     yield f"shifted = {bits} - {ROOT_HALF_BITS}"
     yield "exponent += shifted >> 52"
     yield f"{bits} -= shifted & {EXPONENT_BITS}"
-    yield f"f = {product} - 1.0"
+    yield f"mantissa = {product}"
+    yield from log_lines()
+
+
+def log_lines() -> Iterator[str]:
+    """``log_product`` from ``mantissa`` and ``exponent``."""
+    yield "f = mantissa - 1.0"
     yield "k = np.float64(exponent)"
     yield "q = f / (2.0 + f)"
     yield "q2 = q * q"

@@ -97,7 +97,7 @@ def whiten(chol, delta, z, a, param, wants_gradient):
 
 @kernel()
 def add_quad_gradient(grad, g_quad, delta, z, a, param):
-    """Add the gradient of ``g_quad * quaddist`` for the matrix, not folded, to the lower triangle."""
+    """Add the gradient of ``g_quad * quaddist``, not folded, to the lower triangle."""
     for i in range(grad.shape[0]):
         if param == COV:
             factor = -g_quad * a[i]
