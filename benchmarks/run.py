@@ -186,20 +186,24 @@ def measure_plain_models(bench: Bench, rounds: int) -> list[dict]:
 
 
 def measure_sampling(bench: Bench, n: int, draws: int) -> list[dict]:
-    """Sample the loop of `n` with nutpie and with PyMC's own NUTS."""
-    return [
-        {"n": n, "sampler": sampler}
-        | bench(
-            f"pm.sample, {sampler}, N={n}",
-            "sample",
-            cache="sample",
-            n=n,
-            sampler=sampler,
-            draws=draws,
-            tune=draws,
-        )
-        for sampler in ("nutpie", "pymc")
-    ]
+    """Sample the loop of `n` with nutpie and with PyMC's own NUTS; a failure is a result too."""
+    rows = []
+    for sampler in ("nutpie", "pymc"):
+        row = {"n": n, "sampler": sampler}
+        try:
+            row |= bench(
+                f"pm.sample, {sampler}, N={n}",
+                "sample",
+                cache="sample",
+                n=n,
+                sampler=sampler,
+                draws=draws,
+                tune=draws,
+            )
+        except RuntimeError as error:
+            row |= {"draws": 0, "error": str(error)}
+        rows.append(row)
+    return rows
 
 
 def machine() -> dict:
@@ -256,7 +260,8 @@ def bars(report: dict) -> list[tuple[str, str, bool]]:
         found.append((asks, f"{row['ratio']:.3f}", row["ratio"] <= 1.02))
     for row in report["sampling"]:
         asks = f"pm.sample with {row['sampler']} finishes, N={row['n']}"
-        found.append((asks, f"{row['draws']} draws in {row['seconds']:.0f} s", row["draws"] > 0))
+        measured = f"{row['draws']} draws in {row['seconds']:.0f} s" if row["draws"] else "failed"
+        found.append((asks, measured, row["draws"] > 0))
     return found
 
 
