@@ -29,8 +29,12 @@ _config: Any = pytensor.config
 _forced: ContextVar[bool | None] = ContextVar("mvn_rewrites_forced", default=None)
 
 
+def _names(value: str) -> set[str]:
+    return {name.strip() for name in value.split(",")} - {""}
+
+
 def _valid_stages(value: str) -> bool:
-    return set(filter(None, (name.strip() for name in value.split(",")))) <= set(STAGES)
+    return _names(value) <= set(STAGES)
 
 
 def add_flags() -> None:
@@ -61,7 +65,7 @@ def is_active(stage: str, *, opted_in: bool = False) -> bool:
     opted_in : bool
         True when the rewriter was reached through the tag ``mvn_rewrites`` of a mode.
     """
-    if stage in _config.mvn_rewrites__skip.split(","):
+    if stage in _names(_config.mvn_rewrites__skip):
         return False
     forced = _forced.get()
     if forced is not None:

@@ -81,4 +81,6 @@ def fused_precision_mvnormal_logp(op, values, rng, size, mu, tau, **kwargs):
 def check_posdef(logp, posdef, msg: str):
     """PyMC's parameter check: ``-inf`` in a compiled model, ``ParameterValueError`` elsewhere."""
     condition = posdef.all() if posdef.type.ndim else posdef
+    # PyMC's constant log(2 pi) is of double precision, and so is its log-density under float32
+    logp = logp.astype("float64")
     return CheckParameterValue(msg, can_be_replaced_by_ninf=True)(logp, condition)

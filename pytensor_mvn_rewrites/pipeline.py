@@ -7,7 +7,7 @@
       v
     1 reroll/          N isomorphic terms -> one batched term               optdb["canonicalize"]
     2 recognize/       Cholesky + solve + log-diagonal -> InvQuadLogdet     optdb["stabilize"]
-    3 structure/       what the matrix is made of -> cheaper ops            optdb["stabilize"]
+    3 structure/       what the matrix is made of -> cheaper ops            optdb, both
       |                ---- PyMC and nutpie take the gradient here ----
       v
     4 lower/           the ops and their pullbacks -> kernels               optdb, before fusion
@@ -203,10 +203,14 @@ def recognize(rule):
 
 
 def structure(rule):
-    """Register a node rewriter of stage 3."""
-    return _register(
-        optdb["stabilize"], rule, "structure", "fast_run", "fast_compile", RECOGNITION_TAG
-    )
+    """Register a node rewriter of stage 3.
+
+    It runs in both databases: ``canonicalize`` rebuilds the inputs of a node, and a tag that a user
+    or PyMC has set on one of them, such as ``lower_triangular``, is then gone.
+    """
+    for database in ("canonicalize", "stabilize"):
+        _register(optdb[database], rule, "structure", "fast_run", "fast_compile", RECOGNITION_TAG)
+    return rule
 
 
 def lower(*backends: str, position: float = LOWER_POSITION):

@@ -31,7 +31,7 @@ def no_swallowed_errors():
     """Fail a test when a rewriter failed: PyTensor logs it and goes on, this package warns once."""
     pipeline._failed.clear()
     handler = _RewriterErrors()
-    logger = logging.getLogger("pytensor")
+    logger = logging.getLogger("pytensor.graph")
     logger.addHandler(handler)
     # without a C compiler the Python linker also runs the inner graphs of ops in Python
     with pytensor.config.change_flags(on_opt_error="raise", cxx=""):

@@ -6,14 +6,12 @@ graphs); ``test_end_to_end.py`` does the same with Numba's kernels.
 
 import numpy as np
 import pytest
-from pytensor.compile.mode import Mode
-from zoo import LOOP_MODELS
 
 import pytensor_mvn_rewrites as mvn
 from pytensor_mvn_rewrites.ops.gaussian import GaussianOp, GaussianPullbackOp
+from tests.harness import PIPELINE_MODE
+from tests.zoo import LOOP_MODELS
 
-# elementwise fusion would warn about C kernels with too many arguments in the unrewritten graphs
-FAST_RUN_PY = Mode(linker="py", optimizer="fast_run").excluding("fusion")
 POINTS = 3
 
 
@@ -47,8 +45,8 @@ def fused_nodes(function):
 @pytest.mark.parametrize("name", LOOP_MODELS)
 def test_logp_and_gradient(name):
     model, expected = LOOP_MODELS[name]()
-    logp_on, logp_off = on_and_off(lambda: model.compile_logp(mode=FAST_RUN_PY))
-    dlogp_on, dlogp_off = on_and_off(lambda: model.compile_dlogp(mode=FAST_RUN_PY))
+    logp_on, logp_off = on_and_off(lambda: model.compile_logp(mode=PIPELINE_MODE))
+    dlogp_on, dlogp_off = on_and_off(lambda: model.compile_dlogp(mode=PIPELINE_MODE))
     assert len(fused_nodes(logp_on)) == expected
     assert not fused_nodes(logp_off)
     for point in random_points(model):
@@ -60,7 +58,7 @@ def test_logp_and_gradient(name):
 def test_terms(name):
     """`compile_logp(sum=False)` still returns one array for each variable."""
     model, _ = LOOP_MODELS[name]()
-    on, off = on_and_off(lambda: model.compile_logp(sum=False, mode=FAST_RUN_PY))
+    on, off = on_and_off(lambda: model.compile_logp(sum=False, mode=PIPELINE_MODE))
     for point in random_points(model):
         terms_on, terms_off = on(point), off(point)
         assert len(terms_on) == len(terms_off)
@@ -72,6 +70,6 @@ def test_terms(name):
 @pytest.mark.parametrize("name", ["thread_loop", "random_walk", "given_cholesky_factor"])
 def test_hessian(name):
     model, _ = LOOP_MODELS[name]()
-    on, off = on_and_off(lambda: model.compile_d2logp(mode=FAST_RUN_PY, negate_output=False))
+    on, off = on_and_off(lambda: model.compile_d2logp(mode=PIPELINE_MODE, negate_output=False))
     [point, *_] = random_points(model)
     np.testing.assert_allclose(on(point), off(point), rtol=1e-8, atol=1e-9)

@@ -215,9 +215,7 @@ def odd_one_out():
         s = pm.HalfNormal("s")
         for n in range(N):
             q = 2 if n == 2 else Q
-            pm.MvNormal(
-                f"x_{n}", mu=np.zeros(q), cov=s * COVS[n, :q, :q], observed=DATA[n, :q]
-            )
+            pm.MvNormal(f"x_{n}", mu=np.zeros(q), cov=s * COVS[n, :q, :q], observed=DATA[n, :q])
     return model, 2
 
 
@@ -230,9 +228,7 @@ def unknown_shapes():
         mu = pm.Normal("mu", dims=("subject", "feature"))
         scale = pm.HalfNormal("scale", dims="subject")
         for n in range(N):
-            pm.MvNormal(
-                f"x_{n}", mu=mu[n] * design[n], cov=scale[n] * COVS[n], dims="feature"
-            )
+            pm.MvNormal(f"x_{n}", mu=mu[n] * design[n], cov=scale[n] * COVS[n], dims="feature")
     return model, 1
 
 
@@ -265,9 +261,8 @@ def python_sum_of_potentials():
     """Potentials added up by Python's sum."""
     with pm.Model() as model:
         mu = pm.Normal("mu", shape=(N, Q))
-        terms = [
-            pm.logp(pm.MvNormal.dist(mu=mu[n], cov=COVS[n]), DATA[n]) for n in range(N)
-        ]
+        s = pm.HalfNormal("s")
+        terms = [pm.logp(pm.MvNormal.dist(mu=mu[n], cov=s * COVS[n]), DATA[n]) for n in range(N)]
         pm.Potential("likelihood", sum(terms))
     return model, 1
 

@@ -158,4 +158,3 @@ def _equate_blockwise(dims: DimEquations, node) -> None:
     for same in by_label.values():
         dims.equate(*same)
     _equate_aligned(dims, variables, [len(labels) for labels in signatures])
-

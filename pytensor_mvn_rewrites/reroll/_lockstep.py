@@ -164,11 +164,12 @@ class LockStep:
         batched = [self._variables[_key(pack)] for pack in inputs]
         if all(new is None for new in batched):
             return None
+        walked = node
         if is_commutative(node.op):
             # the inputs were walked in canonical order: rebuild the node in that order
-            node = node.op.make_node(*[pack[0] for pack in inputs])
+            walked = node.op.make_node(*[pack[0] for pack in inputs])
         try:
-            outputs = vectorize(node, batched, len(self.terms))
+            outputs = vectorize(walked, batched, len(self.terms))
         except CannotBatch as reason:
             raise CannotReroll(str(reason)) from reason
         self.nodes += 1 if isinstance(node.op, LIGHT_OPS) else HEAVY
@@ -189,7 +190,9 @@ class LockStep:
             if len(lengths) == 1 and None not in lengths:
                 continue
             if not self._equations().all_equal(pack, axis):
-                raise CannotReroll(f"lengths of dimension {axis} of {pack[0]} and others may differ")
+                raise CannotReroll(
+                    f"lengths of dimension {axis} of {pack[0]} and others may differ"
+                )
         self.stacked += 1
         self.stacks[key] = stack_variables(pack)
         return self.stacks[key]

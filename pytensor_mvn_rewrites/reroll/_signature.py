@@ -21,7 +21,7 @@ class Signatures:
 
     Structure is the op, the output index and the signatures of the inputs, down to leaves and
     tensor constants, which count by type alone. Inputs of commutative ops are compared in sorted
-    order. Each distinct node is visited once; the walk is iterative, because loops make deep graphs.
+    order. Each node is visited once; the walk is iterative, because loops make deep graphs.
 
     Parameters
     ----------

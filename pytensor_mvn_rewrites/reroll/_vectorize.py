@@ -37,9 +37,7 @@ def vectorize(node: Apply, batched: list[Variable | None], count: int) -> list[V
     CannotBatch
         If the op has no good batched form.
     """
-    inputs = [
-        own if new is None else new for own, new in zip(node.inputs, batched, strict=True)
-    ]
+    inputs = [own if new is None else new for own, new in zip(node.inputs, batched, strict=True)]
     match node.op:
         case Shape() | Shape_i():
             # the terms of a pack have equal shapes: the first term's is everybody's

@@ -31,9 +31,11 @@ def reroll_sums(fgraph):
             continue
         packed = {position for pack in packs for position in pack.positions}
         rest = [term for position, term in enumerate(terms) if position not in packed]
-        total = pt.add(*rest, *[pack.batch.sum(axis=0) for pack in packs]) if (
-            len(rest) + len(packs) > 1
-        ) else packs[0].batch.sum(axis=0)
+        total = (
+            pt.add(*rest, *[pack.batch.sum(axis=0) for pack in packs])
+            if (len(rest) + len(packs) > 1)
+            else packs[0].batch.sum(axis=0)
+        )
         [old] = node.outputs
         total.name = old.name
         replacements.append((old, old.type.filter_variable(total)))

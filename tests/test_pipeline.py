@@ -1,0 +1,128 @@
+"""Importing is enough, in any order, any number of times; failures leave the graph alone."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pymc as pm
+import pytensor
+import pytensor.tensor as pt
+import pytest
+from pymc.pytensorf import rewrite_pregrad
+from pytensor.compile.mode import optdb
+from pytensor.graph.rewriting.basic import node_rewriter
+
+import pytensor_mvn_rewrites as mvn
+from pytensor_mvn_rewrites import pipeline
+from pytensor_mvn_rewrites.pipeline import GuardedGraphRewriter, GuardedNodeRewriter
+from tests.harness import our_ops
+from tests.zoo import thread_loop
+
+COUNT_FUSED = """
+import numpy as np
+with pm.Model() as model:
+    for n in range(3):
+        pm.MvNormal(f"x_{n}", mu=np.zeros(2), cov=np.eye(2) + n)
+from pymc.pytensorf import rewrite_pregrad
+from pytensor.graph.traversal import ancestors
+graph = rewrite_pregrad(model.logp())
+ops = {str(v.owner.op) for v in ancestors([graph]) if v.owner}
+print("MvNormalLogp{cov}" in ops, "numba" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import pytensor_mvn_rewrites; import pymc as pm",
+        "import pymc as pm; import pytensor_mvn_rewrites",
+        "import pytensor; import pytensor_mvn_rewrites; import pymc as pm",
+        "import pytensor_mvn_rewrites; import pytensor_mvn_rewrites as again; import pymc as pm",
+    ],
+)
+def test_importing_is_enough_and_does_not_import_numba(imports):
+    result = subprocess.run(
+        [sys.executable, "-c", f"import sys; {imports}{COUNT_FUSED}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout.split() == ["True", "False"]
+
+
+def test_reloading_keeps_the_flags():
+    from pytensor_mvn_rewrites.config import add_flags
+
+    with pytensor.config.change_flags(mvn_rewrites__mode="off"):
+        add_flags()
+        assert pytensor.config.mvn_rewrites__mode == "off"
+
+
+def test_rules_sit_where_the_gradient_is_taken_after_them():
+    for stage, database in [
+        ("reroll", "canonicalize"),
+        ("recognize", "stabilize"),
+        ("structure", "stabilize"),
+    ]:
+        assert pipeline.RULES[stage]
+        for rule in pipeline.RULES[stage]:
+            assert optdb[database][f"mvn_{rule}"]
+            assert optdb[database][f"mvn_{rule}_opt_in"]
+
+
+def raising(*args):
+    raise RuntimeError("no such luck")
+
+
+def test_failing_graph_rewrite_warns_once_and_leaves_the_graph():
+    x = pt.vector("x")
+    fgraph = pytensor.graph.fg.FunctionGraph([x], [x + x], clone=False)
+    guarded = GuardedGraphRewriter(raising, "reroll")
+    with pytest.warns(mvn.RewriteFailedWarning, match="'raising' failed with RuntimeError"):
+        guarded.apply(fgraph)
+    guarded.apply(fgraph)  # a second warning would be an error here
+    assert [str(node.op) for node in fgraph.apply_nodes] == ["Add"]
+
+
+def test_failing_node_rewrite_warns_once_and_leaves_the_node():
+    @node_rewriter([pt.add])
+    def raising_rule(fgraph, node):
+        raise RuntimeError("no such luck")
+
+    guarded = GuardedNodeRewriter(raising_rule, "structure")
+    x = pt.vector("x")
+    fgraph = pytensor.graph.fg.FunctionGraph([x], [x + x], clone=False)
+    [node] = fgraph.apply_nodes
+    with pytest.warns(mvn.RewriteFailedWarning, match="'raising_rule' failed"):
+        assert guarded.transform(fgraph, node) is None
+    assert guarded.transform(fgraph, node) is None
+
+
+def test_failing_stage_leaves_a_model_right(monkeypatch):
+    """The whole way: reroll breaks down, the model compiles and gives the same numbers."""
+    model, _ = thread_loop()
+    point = model.initial_point()
+    expected = model.compile_logp(mode="FAST_COMPILE")(point)
+    monkeypatch.setattr("pytensor_mvn_rewrites.reroll._packs.LockStep.batch", raising, raising=True)
+    with pytest.warns(mvn.RewriteFailedWarning, match="reroll_sums"):
+        actual = model.compile_logp(mode="FAST_COMPILE")(point)
+    np.testing.assert_allclose(actual, expected, rtol=1e-12)
+
+
+def test_second_application_changes_nothing():
+    model, _ = thread_loop()
+    once = rewrite_pregrad(model.logp())
+    with pipeline.recording() as events:
+        twice = rewrite_pregrad(once)
+    assert not [event for event in events if isinstance(event, pipeline.Fired)]
+    assert our_ops([once]) == our_ops([twice])
+
+
+def test_models_without_normals_are_left_alone():
+    with pm.Model() as model:
+        a = pm.Normal("a")
+        b = pm.HalfNormal("b")
+        pm.Normal("y", a, b, observed=np.arange(5.0))
+    with pipeline.recording() as events:
+        rewrite_pregrad(model.logp())
+    assert not events
