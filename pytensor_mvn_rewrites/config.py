@@ -1,4 +1,4 @@
-"""The flags, and the one question that every rewriter asks: am I switched on?
+"""The flags, and what every rewriter asks them: whether it is switched on.
 
 Flags live in ``pytensor.config``, so ``PYTENSOR_FLAGS`` and ``pytensor.config.change_flags`` work:
 

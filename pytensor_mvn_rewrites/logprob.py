@@ -39,7 +39,7 @@ def fuse_mvnormal_rv(fgraph, node):
 
 
 @cache
-def _fused_op(op: MvNormalRV) -> FusedMvNormalRV:
+def _fused_op(op) -> FusedMvNormalRV:
     return FusedMvNormalRV(**op._props_dict())
 
 

@@ -33,7 +33,7 @@ class BatchedCheck(CheckParameterValue):
         outputs[0][0] = value
 
     def do_constant_folding(self, fgraph, node):
-        """Fold only if no condition fails: a check must raise when it runs, not when it compiles."""
+        """Fold only if no condition fails: a check raises when it runs, not when it compiles."""
         condition = node.inputs[1]
         return isinstance(condition, Constant) and bool(np.all(condition.data))
 

@@ -1,6 +1,6 @@
 """Which dimensions of unknown length are provably equal.
 
-With ``dims=`` or ``pm.Data`` most shapes are unknown while PyMC's gradient is prepared. What a graph
+With ``dims=`` or ``pm.Data`` most shapes are unknown while the gradient is prepared. What a graph
 does with its variables still ties their lengths together: an elementwise op that gets two
 dimensions of unknown length fails unless they are equal, a density whose covariance is 3 x 3 fails
 unless its value has length 3. Every equation here has the form "if the graph evaluates at all,

@@ -7,6 +7,7 @@ import pytensor.tensor as pt
 from pytensor.graph.basic import Constant, Variable
 from pytensor.tensor.basic import Split
 from pytensor.tensor.subtensor import AdvancedSubtensor, Subtensor
+from pytensor.tensor.variable import TensorVariable
 
 
 def batch_of_slices(pack: Sequence[Variable]) -> Variable | None:
@@ -45,7 +46,7 @@ def _batch_of_split(pack, node) -> Variable | None:
     return _split_axis(x, node.op.axis, len(pack), int(sizes.data[0]))
 
 
-def _split_axis(x: Variable, axis: int, count: int, length: int) -> Variable:
+def _split_axis(x, axis: int, count: int, length: int) -> TensorVariable:
     """Axis of length count * length -> a batch dimension `count` first, `length` in its place."""
     shape = [x.type.shape[i] if x.type.shape[i] is not None else x.shape[i] for i in range(x.ndim)]
     split = pt.reshape(x, [*shape[:axis], count, length, *shape[axis + 1 :]])
@@ -140,14 +141,14 @@ def _as_slice(positions: np.ndarray, size: int | None) -> slice | None:
     return slice(start, stop if stop >= 0 else None, None if step == 1 else step)
 
 
-def _index(source, indices) -> Variable:
+def _index(source, indices) -> TensorVariable:
     """``source[indices]``, without a node where it takes everything."""
     if all(isinstance(i, slice) and i == slice(None) for i in indices):
         return source
     return source[tuple(indices)]
 
 
-def _index_first(source, indices, int_axes: Sequence[int]) -> Variable:
+def _index_first(source, indices, int_axes: Sequence[int]) -> TensorVariable:
     """Gather with the batch dimension first: numpy puts it there unless the axes are adjacent."""
     batch = source[tuple(indices)]
     adjacent = int_axes == list(range(int_axes[0], int_axes[0] + len(int_axes)))

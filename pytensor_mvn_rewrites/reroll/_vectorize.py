@@ -96,15 +96,13 @@ def _inc_subtensor(node, inputs, batched, count: int) -> Variable:
     if any(new is not None for new in batched[2:]):
         raise CannotBatch("indices differ from term to term")
     props = node.op._props_dict()
-    old_x, old_y = node.inputs[:2]
     if batched[0] is None:
         x = pt.broadcast_to(x, (count, *x.shape))
     if batched[1] is not None:
         # align the core dimensions of y, which may have fewer of them than x[i]
         indexed_ndim = _indexed_ndim(node)
-        missing = indexed_ndim - old_y.type.ndim
+        missing = indexed_ndim - node.inputs[1].type.ndim
         y = pt.expand_dims(y, tuple(range(1, 1 + missing))) if missing > 0 else y
-    del old_x
     idx_list = (slice(None), *props.pop("idx_list"))
     if isinstance(node.op, AdvancedIncSubtensor) and not _adjacent(node):
         raise CannotBatch("the indexed dimensions are not adjacent")

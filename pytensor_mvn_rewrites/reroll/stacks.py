@@ -63,7 +63,7 @@ def assemble(node: Apply, packs: Sequence[Pack]) -> Variable | None:
     chunks.sort(key=lambda chunk: chunk[0][0])
     order = [position for positions, _ in chunks for position in positions]
     joined = chunks[0][1] if len(chunks) == 1 else pt.join(axis, *[var for _, var in chunks])
-    joined = joined.astype(node.outputs[0].type.dtype)
+    joined = pt.cast(joined, node.outputs[0].type.dtype)
     if order == sorted(order):
         return joined
     lengths = [1 if scalars else term.type.shape[axis] for term in node.inputs]
@@ -77,7 +77,7 @@ def assemble(node: Apply, packs: Sequence[Pack]) -> Variable | None:
     return pt.take(joined, gather, axis=axis)
 
 
-def merge_batch(batch: Variable, axis: int, *, scalars: bool) -> Variable:
+def merge_batch(batch, axis: int, *, scalars: bool) -> Variable:
     """A batch of terms -> the terms joined along `axis`."""
     if scalars:
         return batch
