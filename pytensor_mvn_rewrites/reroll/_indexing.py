@@ -85,14 +85,18 @@ def _batch_of_basic(source, idx_list, table: np.ndarray) -> Variable | None:
     indices = [index(axis) for axis in range(len(idx_list))]
     if not varying_slices and len(varying_ints) == 1:
         [axis] = varying_ints
-        progression = _as_slice(table[:, int_axes[axis]], source.type.shape[axis])
+        positions, size = table[:, int_axes[axis]], source.type.shape[axis]
+        # in an axis of unknown length only an ascending slice notices that there is too little
+        backwards = size is None and positions[-1] < positions[0]
+        progression = _as_slice(positions[::-1] if backwards else positions, size)
         if progression is not None:
             indices[axis] = progression
             batch = _index(source, indices)
             position = sum(isinstance(entry, slice) for entry in idx_list[:axis])
             batch = pt.moveaxis(batch, position, 0)
             # a shorter source must fail, as indexing it did
-            return batch if batch.type.shape[0] == count else _specify_length(batch, count)
+            batch = batch if batch.type.shape[0] == count else _specify_length(batch, count)
+            return batch[::-1] if backwards else batch
     if not varying_slices:
         for axis, column in int_axes.items():
             indices[axis] = table[:, column]

@@ -17,14 +17,19 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytensor.tensor as pt
 from pytensor.graph.basic import Apply, Constant, Variable
-from pytensor.tensor.basic import MakeVector
+from pytensor.scalar.basic import ScalarType
+from pytensor.tensor.basic import MakeVector, ScalarFromTensor, TensorFromScalar
 from pytensor.tensor.elemwise import CAReduce, DimShuffle, Elemwise
 from pytensor.tensor.subtensor import Subtensor
+from pytensor.tensor.type import DenseTensorType
 
 from pytensor_mvn_rewrites.reroll._dims import DimEquations
 from pytensor_mvn_rewrites.reroll._indexing import batch_of_slices
 from pytensor_mvn_rewrites.reroll._signature import Signatures, is_anchor, is_commutative
 from pytensor_mvn_rewrites.reroll._vectorize import CannotBatch, vectorize
+
+#: Ops that disappear when they are batched.
+FREE_OPS = (ScalarFromTensor, TensorFromScalar)
 
 #: Compiling a node of these ops costs little; any other op counts as `HEAVY` nodes.
 LIGHT_OPS = (Elemwise, DimShuffle, CAReduce, Subtensor, MakeVector)
@@ -172,7 +177,7 @@ class LockStep:
             outputs = vectorize(walked, batched, len(self.terms))
         except CannotBatch as reason:
             raise CannotReroll(str(reason)) from reason
-        self.nodes += 1 if isinstance(node.op, LIGHT_OPS) else HEAVY
+        self.nodes += _weight(node.op)
         for own, new in zip(node.outputs, outputs, strict=True):
             _copy_facts(own, new)
         return outputs
@@ -182,6 +187,7 @@ class LockStep:
         key = _key(pack)
         if key in self.stacks:
             return self.stacks[key]
+        _require_dense(pack)
         shape = pack[0].type.shape
         if any(var.type.ndim != len(shape) or var.type.dtype != pack[0].type.dtype for var in pack):
             raise CannotReroll("the terms differ in rank or dtype")
@@ -203,6 +209,17 @@ class LockStep:
         return self._dims
 
 
+def _weight(op) -> int:
+    if isinstance(op, FREE_OPS):
+        return 0
+    return 1 if isinstance(op, LIGHT_OPS) else HEAVY
+
+
+def _require_dense(pack) -> None:
+    if not all(isinstance(var.type, DenseTensorType | ScalarType) for var in pack):
+        raise CannotReroll(f"variables of type {pack[0].type} cannot be stacked")
+
+
 def stack_variables(pack: Sequence[Variable]) -> Variable:
     """Stack variables of equal shape along a new first dimension, with as few nodes as possible."""
     shape = pack[0].type.shape
@@ -213,19 +230,14 @@ def stack_variables(pack: Sequence[Variable]) -> Variable:
 
 
 def _stack_constants(pack) -> Variable | None:
+    _require_dense(pack)
     data = [np.asarray(var.data) for var in pack]
     if any(value.shape != data[0].shape or value.dtype != data[0].dtype for value in data):
         raise CannotReroll("constants differ in shape or dtype")
-    stacked = np.stack(data)
-    if (same := stacked == stacked[:1]).all() or (same | _both_nan(stacked)).all():
+    # by bytes: NaN equals itself, -0.0 does not equal 0.0
+    if len({value.tobytes() for value in data}) == 1:
         return None
-    return pt.constant(stacked)
-
-
-def _both_nan(stacked: np.ndarray):
-    if stacked.dtype.kind != "f":
-        return False
-    return np.isnan(stacked) & np.isnan(stacked[:1])
+    return pt.constant(np.stack(data))
 
 
 def _is_repeated(pack) -> bool:

@@ -20,11 +20,15 @@ from pytensor_mvn_rewrites.reroll._signature import (
 
 @dataclass
 class Pack:
-    """Terms that are re-rolled together: their positions, and their batched form."""
+    """Terms that are re-rolled together: their positions, and their batched form.
+
+    Terms of an `anchored` pack agree down to their densities only: one may depend on another.
+    """
 
     positions: list[int]
     batch: Variable
     is_view: bool
+    anchored: bool
 
 
 class Rerolling:
@@ -81,7 +85,7 @@ class Rerolling:
         if batch.variable is None or not (batch.is_view or batch.saved >= minimum):
             return None
         record(Fired("reroll", self.rule, _describe(members)))
-        return Pack(positions, batch.variable, batch.is_view)
+        return Pack(positions, batch.variable, batch.is_view, anchored)
 
 
 def _describe(members: Sequence[Variable]) -> str:

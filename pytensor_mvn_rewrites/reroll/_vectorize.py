@@ -10,7 +10,12 @@ from pytensor.graph.traversal import toposort
 from pytensor.tensor.basic import Alloc, ScalarFromTensor, TensorFromScalar
 from pytensor.tensor.blockwise import vectorize_node_fallback
 from pytensor.tensor.shape import Reshape, Shape, Shape_i, SpecifyShape
-from pytensor.tensor.subtensor import AdvancedIncSubtensor, IncSubtensor, Subtensor
+from pytensor.tensor.subtensor import (
+    AdvancedIncSubtensor,
+    AdvancedSubtensor,
+    IncSubtensor,
+    Subtensor,
+)
 
 from pytensor_mvn_rewrites.ops.check import batched_check
 from pytensor_mvn_rewrites.ops.gaussian import GaussianOp
@@ -50,6 +55,8 @@ def vectorize(node: Apply, batched: list[Variable | None], count: int) -> list[V
             raise CannotBatch("the shape differs from term to term")
         case Subtensor() if any(new is not None for new in batched[1:]):
             return [_subtensor_batched_index(node, inputs, batched, count)]
+        case AdvancedSubtensor() if _masks_differ(node, batched):
+            raise CannotBatch("masks that differ from term to term select different lengths")
         case IncSubtensor() | AdvancedIncSubtensor():
             return [_inc_subtensor(node, inputs, batched, count)]
         case OpFromGraph() if not isinstance(node.op, GaussianOp) and _has_fallback_only(node.op):
@@ -62,6 +69,13 @@ def vectorize(node: Apply, batched: list[Variable | None], count: int) -> list[V
 
 def _has_fallback_only(op: Op) -> bool:
     return _vectorize_node.dispatch(type(op)) is vectorize_node_fallback
+
+
+def _masks_differ(node, batched) -> bool:
+    return any(
+        new is not None and index.type.dtype == "bool"
+        for index, new in zip(node.inputs[1:], batched[1:], strict=True)
+    )
 
 
 def _check(node, inputs) -> Variable:

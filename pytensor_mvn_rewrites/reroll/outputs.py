@@ -1,7 +1,12 @@
 """Outputs: isomorphic outputs of one function become slices of one batched term."""
 
+from collections.abc import Sequence
+
+from pytensor.graph.basic import Variable
+from pytensor.graph.traversal import ancestors
+
 from pytensor_mvn_rewrites.pipeline import reroll
-from pytensor_mvn_rewrites.reroll._packs import Rerolling, holds_random_variables
+from pytensor_mvn_rewrites.reroll._packs import Pack, Rerolling, holds_random_variables
 
 
 @reroll
@@ -14,10 +19,10 @@ def reroll_outputs(fgraph):
     """
     if len(fgraph.outputs) < 2 or holds_random_variables(fgraph):
         return
+    packs = [p for p in Rerolling("reroll_outputs").packs(fgraph.outputs) if not p.is_view]
     replacements = [
         (fgraph.outputs[position], pack.batch[index])
-        for pack in Rerolling("reroll_outputs").packs(fgraph.outputs)
-        if not pack.is_view
+        for pack in without_cycles(packs, fgraph.outputs)
         for index, position in enumerate(pack.positions)
     ]
     for old, new in replacements:
@@ -27,3 +32,19 @@ def reroll_outputs(fgraph):
         reason="reroll_outputs",
         import_missing=True,
     )
+
+
+def without_cycles(packs: Sequence[Pack], outputs: Sequence[Variable]) -> list[Pack]:
+    """The packs that can all be replaced at once.
+
+    Terms of equal structure are equally deep, so none of them depends on another. Terms that agree
+    only down to their densities might: such a pack must not depend on any output to be replaced.
+    """
+    replaced = {outputs[position] for pack in packs for position in pack.positions}
+
+    def depends_on_replaced(pack: Pack) -> bool:
+        nodes = [outputs[position].owner for position in pack.positions]
+        inputs = [inp for node in nodes if node is not None for inp in node.inputs]
+        return not replaced.isdisjoint(ancestors(inputs))
+
+    return [pack for pack in packs if not (pack.anchored and depends_on_replaced(pack))]

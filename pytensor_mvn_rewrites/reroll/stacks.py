@@ -40,7 +40,9 @@ def reroll_stacks(fgraph):
         packs = rerolling.packs(node.inputs, minimum=WORTHWHILE_STACK)
         if packs and (new := assemble(node, packs)) is not None:
             [old] = node.outputs
-            new.name = old.name
+            # the whole stack may be a variable that has its own name, such as an input
+            if new.owner is not None and new.name is None:
+                new.name = old.name
             replacements.append((old, old.type.filter_variable(new)))
     fgraph.replace_all(replacements, reason="reroll_stacks", import_missing=True)
 

@@ -29,22 +29,24 @@ def reroll_sums(fgraph):
         packs = rerolling.packs(terms)
         if not packs:
             continue
-        packed = {position for pack in packs for position in pack.positions}
-        rest = [term for position, term in enumerate(terms) if position not in packed]
-        total = (
-            pt.add(*rest, *[pack.batch.sum(axis=0) for pack in packs])
-            if (len(rest) + len(packs) > 1)
-            else packs[0].batch.sum(axis=0)
-        )
         [old] = node.outputs
+        packed = {position for pack in packs for position in pack.positions}
+        parts = [term for position, term in enumerate(terms) if position not in packed]
+        # small integers wrap around in an addition, where a sum counts in 64 bits
+        parts += [pack.batch.sum(axis=0).astype(old.type.dtype) for pack in packs]
+        total = pt.add(*parts) if len(parts) > 1 else parts[0]
         total.name = old.name
         replacements.append((old, old.type.filter_variable(total)))
     fgraph.replace_all(replacements, reason="reroll_sums", import_missing=True)
 
 
 def is_add(node: Apply) -> bool:
-    """Whether `node` is an elementwise addition."""
-    return isinstance(node.op, Elemwise) and isinstance(node.op.scalar_op, Add)
+    """Whether `node` is an elementwise addition of numbers; that of bools is a logical or."""
+    return (
+        isinstance(node.op, Elemwise)
+        and isinstance(node.op.scalar_op, Add)
+        and node.outputs[0].type.dtype != "bool"
+    )
 
 
 def _is_inner(fgraph, node) -> bool:
