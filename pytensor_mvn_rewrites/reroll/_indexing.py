@@ -160,7 +160,10 @@ def _index_first(source, indices, int_axes: Sequence[int]) -> TensorVariable:
 
 
 def _specify_length(batch, count: int) -> Variable:
-    return pt.specify_shape(batch, (count, *(None,) * (batch.type.ndim - 1)))
+    # not None where a length is unknown: PyTensor's local_subtensor_SpecifyShape_lift fails on it
+    static, symbolic = batch.type.shape, batch.shape
+    rest = [symbolic[i] if static[i] is None else static[i] for i in range(1, batch.type.ndim)]
+    return pt.specify_shape(batch, (count, *rest))
 
 
 def _slice_parts(entry: slice):

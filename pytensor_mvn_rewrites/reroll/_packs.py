@@ -1,19 +1,20 @@
 """From a list of terms to the packs among them that are worth re-rolling."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from pymc.logprob.abstract import MeasurableOp
 from pytensor.graph.basic import Variable
-from pytensor.graph.op import Op
-from pytensor.graph.traversal import toposort
+from pytensor.graph.fg import FunctionGraph
 from pytensor.tensor.random.op import RandomVariable
 
 from pytensor_mvn_rewrites.pipeline import Declined, Fired, record
 from pytensor_mvn_rewrites.reroll._lockstep import WORTHWHILE, CannotReroll, LockStep
 from pytensor_mvn_rewrites.reroll._signature import (
     Signatures,
-    group_by_signature,
+    group_by,
+    group_by_surface,
     is_anchor,
 )
 
@@ -38,10 +39,13 @@ class Rerolling:
     ----------
     rule : str
         Name of the rewrite, for :func:`~pytensor_mvn_rewrites.explain`.
+    fgraph : FunctionGraph
+        The graph.
     """
 
-    def __init__(self, rule: str):
+    def __init__(self, rule: str, fgraph: FunctionGraph):
         self.rule = rule
+        self.has_anchors = any(is_anchor(node.op) for node in fgraph.apply_nodes)
         self.signatures = Signatures()
         self.anchored = Signatures(anchored=True)
         self.stacks: dict[tuple[int, ...], Variable] = {}
@@ -52,19 +56,20 @@ class Rerolling:
         Terms of one structure go first. Of what is left, terms go together that agree down to
         their fused density ops; what these take in is stacked.
         """
-        groups = group_by_signature(terms, self.signatures)
-        found = [
-            pack
-            for positions in groups.values()
-            if len(positions) > 1 and (pack := self._pack(terms, positions, minimum))
-        ]
+        # most graphs have no two terms alike: a look at the surface says so at no cost
+        alike = [p for bucket in group_by_surface(terms) if len(bucket) > 1 for p in bucket]
+        if not alike:
+            return []
+        found = []
+        for positions in group_by(alike, lambda p: self.signatures(terms[p])):
+            if len(positions) > 1 and (pack := self._pack(terms, positions, minimum)):
+                found.append(pack)
         packed = {position for pack in found for position in pack.positions}
-        left = [p for positions in groups.values() for p in positions if p not in packed]
-        if len(left) < 2 or not any(map(is_anchor, _ops_of(terms[p] for p in left))):
+        left = [p for p in alike if p not in packed]
+        if not self.has_anchors or len(left) < 2:
             return found
-        by_anchor = group_by_signature([terms[p] for p in left], self.anchored)
-        for indices in by_anchor.values():
-            positions = [left[index] for index in indices]
+        for positions in group_by(left, lambda p: self.anchored(terms[p])):
+            # what agrees all the way down has had its chance
             if len({self.signatures(terms[p]) for p in positions}) > 1 and (
                 pack := self._pack(terms, positions, minimum, anchored=True)
             ):
@@ -101,13 +106,11 @@ def _named_input(var: Variable) -> str | None:
     return var.name
 
 
-def _ops_of(terms: Iterable[Variable]) -> Iterator[Op]:
-    return (node.op for node in toposort(list(terms)))
-
-
 def holds_random_variables(fgraph) -> bool:
     """Whether the graph draws random variables, or is PyMC's intermediate representation."""
-    return any(
-        isinstance(node.op, RandomVariable | MeasurableOp) or hasattr(node.op, "default_output_rng")
-        for node in fgraph.apply_nodes
-    )
+    return any(_is_random(type(node.op)) for node in fgraph.apply_nodes)
+
+
+@cache
+def _is_random(op_type: type) -> bool:
+    return issubclass(op_type, RandomVariable | MeasurableOp)

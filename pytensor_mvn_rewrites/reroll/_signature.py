@@ -1,6 +1,6 @@
 """Structural signatures: two terms with the same signature are candidates for one pack."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from pytensor.graph.basic import Constant, Variable
 from pytensor.scalar.basic import Add, Mul
@@ -110,12 +110,26 @@ def is_commutative(op) -> bool:
     return isinstance(op, Elemwise) and isinstance(op.scalar_op, Add | Mul)
 
 
-def group_by_signature(
-    variables: Iterable[Variable], signatures: Signatures
-) -> dict[int, list[int]]:
-    """Positions of the variables of each signature, constants and leaves left out."""
-    groups: dict[int, list[int]] = {}
-    for position, var in enumerate(variables):
-        if var.owner is not None:
-            groups.setdefault(signatures(var), []).append(position)
-    return groups
+def group_by[T](items: Iterable[T], key: Callable[[T], object]) -> list[list[T]]:
+    """The items in groups of equal keys, in order of appearance."""
+    groups: dict[object, list[T]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return list(groups.values())
+
+
+def group_by_surface(variables: Sequence[Variable]) -> list[list[int]]:
+    """Positions of the variables whose first two layers look alike; leaves are left out.
+
+    Cheap, and necessary for equal signatures, anchored or not.
+    """
+    computed = [position for position, var in enumerate(variables) if var.owner is not None]
+    return group_by(computed, lambda position: _surface(variables[position]))
+
+
+def _surface(var: Variable) -> tuple:
+    op = var.owner.op
+    if is_anchor(op):
+        return (type(op), var.type)
+    below = [type(inp.owner.op) if inp.owner is not None else None for inp in var.owner.inputs]
+    return (type(op), getattr(op, "scalar_op", None), var.type, tuple(sorted(map(id, below))))

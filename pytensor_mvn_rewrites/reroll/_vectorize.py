@@ -148,7 +148,9 @@ def _inner_graph(node, batched, count: int) -> list[Variable]:
         new_inputs = [known.get(inp) for inp in inner.inputs]
         if any(new is not None for new in new_inputs):
             results = vectorize(inner, new_inputs, count)
-            known.update(zip(inner.outputs, results, strict=True))
+            # what stays as it is, such as a shape, is not batched
+            pairs = zip(inner.outputs, results, strict=True)
+            known.update({own: new for own, new in pairs if new is not own})
     if not all(out in known for out in outputs):
         raise CannotBatch(f"an output of {node.op} does not depend on what is batched")
     return [known[out] for out in outputs]

@@ -19,7 +19,7 @@ def reroll_outputs(fgraph):
     """
     if len(fgraph.outputs) < 2 or holds_random_variables(fgraph):
         return
-    packs = [p for p in Rerolling("reroll_outputs").packs(fgraph.outputs) if not p.is_view]
+    packs = [p for p in Rerolling("reroll_outputs", fgraph).packs(fgraph.outputs) if not p.is_view]
     replacements = [
         (fgraph.outputs[position], pack.batch[index])
         for pack in without_cycles(packs, fgraph.outputs)

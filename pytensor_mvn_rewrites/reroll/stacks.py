@@ -34,7 +34,7 @@ def reroll_stacks(fgraph):
     ]
     if not stacks or holds_random_variables(fgraph):
         return
-    rerolling = Rerolling("reroll_stacks")
+    rerolling = Rerolling("reroll_stacks", fgraph)
     replacements = []
     for node in stacks:
         packs = rerolling.packs(node.inputs, minimum=WORTHWHILE_STACK)

@@ -23,7 +23,7 @@ def reroll_sums(fgraph):
     sums = [(node, terms) for node in sums if len(terms := flatten(fgraph, node)) > 1]
     if not sums or holds_random_variables(fgraph):
         return
-    rerolling = Rerolling("reroll_sums")
+    rerolling = Rerolling("reroll_sums", fgraph)
     replacements = []
     for node, terms in sums:
         packs = rerolling.packs(terms)

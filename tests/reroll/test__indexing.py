@@ -83,9 +83,7 @@ def check(rng, x, pack, batch, shape):
     np.testing.assert_array_equal(got, np.stack(evaluate(pack, values)))
     weights = rng.normal(size=got.shape)
     stacked = pt.stack(pack)
-    [got], [want] = (
-        evaluate(gradient([out * weights], [x]), values) for out in (batch, stacked)
-    )
+    [got], [want] = (evaluate(gradient([out * weights], [x]), values) for out in (batch, stacked))
     assert_close(got, want, "gradient")
 
 
