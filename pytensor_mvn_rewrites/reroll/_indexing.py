@@ -37,13 +37,28 @@ def batch_of_slices(pack: Sequence[Variable]) -> Variable | None:
 
 
 def _batch_of_split(pack, node) -> Variable | None:
-    """Outputs 0, 1, ... of one Split into equal parts: a reshape of what was split."""
-    x, sizes = node.inputs[0], node.inputs[1]
-    if any(var.owner is not node for var in pack) or list(pack) != node.outputs:
+    """Outputs i, i+1, ... of one Split, of equal length: a reshape of a slice of what was split."""
+    if any(var.owner is not node for var in pack):
         return None
-    if not isinstance(sizes, Constant) or len(np.unique(sizes.data)) != 1:
+    axis = node.op.axis
+    first, last = node.outputs.index(pack[0]), node.outputs.index(pack[-1])
+    if list(pack) != node.outputs[first : last + 1]:
         return None
-    return _split_axis(x, node.op.axis, len(pack), int(sizes.data[0]))
+    lengths = [out.type.shape[axis] for out in node.outputs[: last + 1]]
+    if isinstance(node.inputs[1], Constant):
+        lengths = [int(length) for length in node.inputs[1].data[: last + 1]]
+    if None in lengths or len(set(lengths[first:])) != 1:
+        return None
+    count, length = len(pack), lengths[-1]
+    start = sum(lengths[:first])
+    part = slice(start, start + count * length)
+    return _split_axis(_slice_axis(node.inputs[0], axis, part), axis, count, length)
+
+
+def _slice_axis(x, axis: int, part: slice) -> TensorVariable:
+    if (part.start, part.stop) == (0, x.type.shape[axis]):
+        return x
+    return x[(*(slice(None),) * axis, part)]
 
 
 def _split_axis(x, axis: int, count: int, length: int) -> TensorVariable:

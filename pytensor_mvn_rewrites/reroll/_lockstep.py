@@ -55,17 +55,17 @@ class Batch:
         Weight of the nodes of one term that were batched.
     stacked : int
         Number of stacks that had to be built.
+    count : int
+        Number of terms.
+    is_view : bool
+        Whether no op was batched and nothing stacked: the terms are slices of one variable.
     """
 
     variable: Variable | None
     nodes: int
     stacked: int
     count: int
-
-    @property
-    def is_view(self) -> bool:
-        """Whether no op was batched and nothing stacked: the terms are slices of one variable."""
-        return self.variable is not None and self.nodes == 0 and self.stacked == 0
+    is_view: bool
 
     @property
     def saved(self) -> int:
@@ -95,6 +95,7 @@ class LockStep:
     strict: Signatures | None = None
     nodes: int = 0
     stacked: int = 0
+    uses_stacks: bool = False
     _variables: dict[tuple[int, ...], Variable | None] = field(default_factory=dict)
     _outputs: dict[tuple[int, ...], list[Variable] | None] = field(default_factory=dict)
     _dims: DimEquations | None = None
@@ -125,7 +126,9 @@ class LockStep:
                 continue
             self._variables[key] = self._batch_node(pack, inputs)
             pending.pop()
-        return Batch(self._variables[_key(top)], self.nodes, self.stacked, len(top))
+        variable = self._variables[_key(top)]
+        is_view = variable is not None and self.nodes == 0 and not self.uses_stacks
+        return Batch(variable, self.nodes, self.stacked, len(top), is_view)
 
     def _resolve_without_inputs(self, pack, key) -> bool:
         """Resolve packs that are shared, constant, slices of one variable, or not isomorphic."""
@@ -185,6 +188,7 @@ class LockStep:
     def _stack(self, pack) -> Variable:
         """Stack different variables; their shapes must be provably equal."""
         key = _key(pack)
+        self.uses_stacks = True
         if key in self.stacks:
             return self.stacks[key]
         _require_dense(pack)
