@@ -7,6 +7,7 @@ terms of the loop.
 
 import numpy as np
 import pymc as pm
+import pytensor
 import pytensor.tensor as pt
 
 N, Q = 6, 3
@@ -139,14 +140,14 @@ def two_loops():
 
 @loop_model
 def random_walk():
-    """x_t given x_{t-1}; the first one is an odd one out."""
+    """x_t given x_{t-1}; the first one is an odd one out, with a diagonal covariance."""
     with pm.Model() as model:
         s = pm.HalfNormal("s")
         x = pm.MvNormal("x_0", mu=np.zeros(Q), cov=np.eye(Q))
         for t in range(1, N):
             x = pm.MvNormal(f"x_{t}", mu=x, cov=s * COVS[0])
             pm.Normal(f"y_{t}", x, 1.0, observed=DATA[t])
-    return model, 2
+    return model, 1
 
 
 @loop_model
@@ -157,7 +158,7 @@ def autoregression():
         x = pm.MvNormal("x_0", mu=np.zeros(Q), cov=np.eye(Q))
         for t in range(1, N):
             x = pm.MvNormal(f"x_{t}", mu=b @ x, cov=COVS[0])
-    return model, 2
+    return model, 1
 
 
 @loop_model
@@ -170,6 +171,34 @@ def state_space_recursion():
         for t in range(N):
             state = b @ state + innovation[t]
             pm.MvNormal(f"y_{t}", mu=state, cov=COVS[t], observed=DATA[t])
+    return model, 1
+
+
+@loop_model
+def means_from_scan():
+    """An op that has no batched form below each density: its results are stacked."""
+    with pm.Model() as model:
+        a = pm.Normal("a", shape=(N, Q))
+        s = pm.HalfNormal("s")
+        for n in range(N):
+            mean = pytensor.scan(
+                lambda x, total: 0.5 * total + x,
+                sequences=[a[n]],
+                outputs_info=[pt.zeros(())],
+                return_updates=False,
+            )
+            pm.MvNormal(f"x_{n}", mu=mean, cov=s * COVS[n], observed=DATA[n])
+    return model, 1
+
+
+@loop_model
+def own_copies():
+    """Each term computes what it indexes: one variable, N times."""
+    with pm.Model() as model:
+        log_mu = pm.Normal("log_mu", shape=(N, Q))
+        s = pm.HalfNormal("s")
+        for n in range(N):
+            pm.MvNormal(f"x_{n}", mu=pt.exp(log_mu)[n], cov=s * COVS[n], observed=DATA[n])
     return model, 1
 
 

@@ -24,16 +24,21 @@ def batch_of_slices(pack: Sequence[Variable]) -> Variable | None:
         return _batch_of_split(pack, first)
     if not isinstance(first.op, Subtensor | AdvancedSubtensor):
         return None
-    source, *indices = first.inputs
+    source = first.inputs[0]
     if any(node.op != first.op or node.inputs[0] is not source for node in nodes):
         return None
-    if not all(isinstance(index, Constant) for node in nodes for index in node.inputs[1:]):
+    return batch_of_indices(first.op, source, [node.inputs[1:] for node in nodes])
+
+
+def batch_of_indices(op, source, indices: Sequence[Sequence[Variable]]) -> Variable | None:
+    """The same for a `source` and the index variables of each member of the pack."""
+    if not all(isinstance(index, Constant) for row in indices for index in row):
         return None
-    values = [[np.asarray(index.data) for index in node.inputs[1:]] for node in nodes]
-    if isinstance(first.op, AdvancedSubtensor):
-        return _gather_rows(source, first.op.idx_list, values)
-    table = np.array(values, dtype="int64").reshape(len(pack), len(indices))
-    return _batch_of_basic(source, first.op.idx_list, table)
+    values = [[np.asarray(index.data) for index in row] for row in indices]
+    if isinstance(op, AdvancedSubtensor):
+        return _gather_rows(source, op.idx_list, values)
+    table = np.array(values, dtype="int64").reshape(len(values), len(values[0]))
+    return _batch_of_basic(source, op.idx_list, table)
 
 
 def _batch_of_split(pack, node) -> Variable | None:

@@ -6,7 +6,8 @@ All terms of a pack are walked together. At each position, the N variables found
 - different constants: one stacked constant;
 - slices of one variable: the variable itself, a slice or a gather of it (``_indexing.py``);
 - results of the same op: the op is batched, once its inputs are;
-- anything else, such as the value variables of a loop: stacked, if their shapes are provably equal.
+- anything else, such as the value variables of a loop or the results of a Scan: stacked, if their
+  shapes are provably equal.
 
 The batch dimension always comes first.
 """
@@ -20,11 +21,11 @@ from pytensor.graph.basic import Apply, Constant, Variable
 from pytensor.scalar.basic import ScalarType
 from pytensor.tensor.basic import MakeVector, ScalarFromTensor, TensorFromScalar
 from pytensor.tensor.elemwise import CAReduce, DimShuffle, Elemwise
-from pytensor.tensor.subtensor import Subtensor
+from pytensor.tensor.subtensor import AdvancedSubtensor, Subtensor
 from pytensor.tensor.type import DenseTensorType
 
 from pytensor_mvn_rewrites.reroll._dims import DimEquations
-from pytensor_mvn_rewrites.reroll._indexing import batch_of_slices
+from pytensor_mvn_rewrites.reroll._indexing import batch_of_indices, batch_of_slices
 from pytensor_mvn_rewrites.reroll._signature import Signatures, is_anchor, is_commutative
 from pytensor_mvn_rewrites.reroll._vectorize import CannotBatch, vectorize
 
@@ -41,6 +42,14 @@ WORTHWHILE = 24
 
 class CannotReroll(Exception):
     """The pack stays as it is; the message says why."""
+
+
+class _NoBatchedForm(Exception):
+    """The results of this op are stacked instead."""
+
+    def __init__(self, reason: str, pack: tuple[Variable, ...]):
+        super().__init__(reason)
+        self.pack = pack
 
 
 @dataclass
@@ -94,11 +103,15 @@ class LockStep:
     stacks: dict[tuple[int, ...], Variable]
     strict: Signatures | None = None
     nodes: int = 0
-    stacked: int = 0
-    uses_stacks: bool = False
     _variables: dict[tuple[int, ...], Variable | None] = field(default_factory=dict)
     _outputs: dict[tuple[int, ...], list[Variable] | None] = field(default_factory=dict)
+    _unbatchable: dict[tuple[int, ...], Variable | None] = field(default_factory=dict)
+    _unstackable: dict[tuple[int, ...], str] = field(default_factory=dict)
+    _used_stacks: set[tuple[int, ...]] = field(default_factory=set)
     _dims: DimEquations | None = None
+
+    def __post_init__(self):
+        self._built_before = set(self.stacks)
 
     def batch(self) -> Batch:
         """Re-roll the pack.
@@ -108,6 +121,23 @@ class LockStep:
         CannotReroll
             If the terms cannot be batched.
         """
+        while True:
+            # what was batched below an op that turned out to have no batched form does not count
+            self.nodes = 0
+            self._used_stacks.clear()
+            self._variables, self._outputs = dict(self._unbatchable), {}
+            try:
+                return self._walk()
+            except _NoBatchedForm as stop:
+                if stop.pack == tuple(self.terms):
+                    raise CannotReroll(str(stop)) from stop
+                try:
+                    self._unbatchable[_key(stop.pack)] = self._stack(stop.pack)
+                except CannotReroll as reason:
+                    # perhaps what is computed from it has a known shape
+                    self._unstackable[_key(stop.pack)] = str(reason)
+
+    def _walk(self) -> Batch:
         top = tuple(self.terms)
         pending = [top]
         while pending:
@@ -120,6 +150,9 @@ class LockStep:
                 pending.pop()
                 continue
             inputs = self._input_packs(pack)
+            for inp in inputs:
+                if (reason := self._unstackable.get(_key(inp))) is not None:
+                    raise _NoBatchedForm(reason, pack)
             missing = [inp for inp in inputs if _key(inp) not in self._variables]
             if missing:
                 pending.extend(missing)
@@ -127,8 +160,9 @@ class LockStep:
             self._variables[key] = self._batch_node(pack, inputs)
             pending.pop()
         variable = self._variables[_key(top)]
-        is_view = variable is not None and self.nodes == 0 and not self.uses_stacks
-        return Batch(variable, self.nodes, self.stacked, len(top), is_view)
+        is_view = variable is not None and self.nodes == 0 and not self._used_stacks
+        stacked = len(self._used_stacks - self._built_before)
+        return Batch(variable, self.nodes, stacked, len(top), is_view)
 
     def _resolve_without_inputs(self, pack, key) -> bool:
         """Resolve packs that are shared, constant, slices of one variable, or not isomorphic."""
@@ -161,7 +195,10 @@ class LockStep:
         node, index = pack[0].owner, pack[0].owner.outputs.index(pack[0])
         key = tuple(id(var.owner) for var in pack)
         if key not in self._outputs:
-            self._outputs[key] = self._vectorize(node, inputs)
+            try:
+                self._outputs[key] = self._vectorize(node, inputs)
+            except CannotBatch as reason:
+                raise _NoBatchedForm(str(reason), pack) from reason
         outputs = self._outputs[key]
         if outputs is None:
             return None
@@ -172,14 +209,16 @@ class LockStep:
         batched = [self._variables[_key(pack)] for pack in inputs]
         if all(new is None for new in batched):
             return None
+        if isinstance(node.op, Subtensor | AdvancedSubtensor) and batched[0] is None:
+            # each term has indexed its own copy of one variable
+            indices = list(zip(*inputs[1:], strict=True))
+            if (slices := batch_of_indices(node.op, node.inputs[0], indices)) is not None:
+                return [slices]
         walked = node
         if is_commutative(node.op):
             # the inputs were walked in canonical order: rebuild the node in that order
             walked = node.op.make_node(*[pack[0] for pack in inputs])
-        try:
-            outputs = vectorize(walked, batched, len(self.terms))
-        except CannotBatch as reason:
-            raise CannotReroll(str(reason)) from reason
+        outputs = vectorize(walked, batched, len(self.terms))
         self.nodes += _weight(node.op)
         for own, new in zip(node.outputs, outputs, strict=True):
             _copy_facts(own, new)
@@ -188,7 +227,7 @@ class LockStep:
     def _stack(self, pack) -> Variable:
         """Stack different variables; their shapes must be provably equal."""
         key = _key(pack)
-        self.uses_stacks = True
+        self._used_stacks.add(key)
         if key in self.stacks:
             return self.stacks[key]
         _require_dense(pack)
@@ -203,7 +242,6 @@ class LockStep:
                 raise CannotReroll(
                     f"lengths of dimension {axis} of {pack[0]} and others may differ"
                 )
-        self.stacked += 1
         self.stacks[key] = stack_variables(pack)
         return self.stacks[key]
 
