@@ -1,0 +1,64 @@
+"""JAX implementations of the lowered ops; importing this package registers them with PyTensor.
+
+==============  ===============================================================================
+`densities`     the four ops as functions of arrays, and their derivative
+`unrolled`      small matrices: straight-line code, one array over the batch for each element
+`sweep`         medium matrices: one loop over the pivots for the whole batch
+`lapack`        large matrices, and many rows that share a matrix
+==============  ===============================================================================
+
+Everything is plain ``jnp`` and ``lax`` on the whole batch: it can be jitted, mapped, sharded along
+the batch axes, and differentiated any number of times.
+"""
+
+import jax
+import numpy as np
+from pytensor.link.jax.dispatch import jax_funcify
+
+from pytensor_mvn_rewrites.lower.jax.densities import (
+    inv_quad_logdet,
+    inv_quad_logdet_pullback,
+    mvnormal_logp,
+    mvnormal_logp_pullback,
+)
+from pytensor_mvn_rewrites.lower.jax_backend import JaxGaussianOp
+from pytensor_mvn_rewrites.ops import (
+    InvQuadLogdet,
+    InvQuadLogdetPullback,
+    MvNormalLogp,
+    MvNormalLogpPullback,
+)
+
+__all__ = [
+    "IMPLEMENTATIONS",
+    "inv_quad_logdet",
+    "inv_quad_logdet_pullback",
+    "mvnormal_logp",
+    "mvnormal_logp_pullback",
+]
+
+#: Reference op -> function of its inputs and `param`
+IMPLEMENTATIONS = {
+    MvNormalLogp: mvnormal_logp,
+    MvNormalLogpPullback: mvnormal_logp_pullback,
+    InvQuadLogdet: inv_quad_logdet,
+    InvQuadLogdetPullback: inv_quad_logdet_pullback,
+}
+
+
+@jax_funcify.register(JaxGaussianOp)
+def jax_funcify_gaussian(op, node, **kwargs):
+    """The implementation of a lowered op, in the dtype that PyTensor computes in."""
+    function = IMPLEMENTATIONS[op.reference]
+    floats = [out.type.dtype for out in node.outputs if out.type.dtype != "bool"]
+    # what JAX makes of float64 where its x64 mode is off
+    compute = jax.dtypes.canonicalize_dtype(np.result_type(*floats))
+    dtypes = [jax.dtypes.canonicalize_dtype(out.type.dtype) for out in node.outputs]
+
+    def gaussian(*inputs):
+        inputs = [jax.numpy.asarray(inp, dtype=compute) for inp in inputs]
+        outputs = function(*inputs, param=op.param)
+        return tuple(out.astype(dtype) for out, dtype in zip(outputs, dtypes, strict=True))
+
+    gaussian.__name__ = str(op)
+    return gaussian
