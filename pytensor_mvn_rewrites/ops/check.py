@@ -46,13 +46,16 @@ class BatchedCheck(CheckParameterValue):
         raise NotImplementedError
 
 
-def batched_check(op: CheckParameterValue, value, condition, core_ndim: int):
-    """Vectorize a check: `value` has `core_ndim` core dimensions, `condition` has none."""
+def batched_check(op: CheckParameterValue, value, condition, lacking: int):
+    """Vectorize a check: in one term, `condition` has `lacking` dimensions less than `value`."""
     if condition.type.ndim == 0:
         return op(value, condition)
-    condition = pt.shape_padright(condition, core_ndim)
-    if missing := condition.type.ndim - value.type.ndim:
+    condition = pt.shape_padright(condition, lacking)
+    missing = condition.type.ndim - value.type.ndim
+    if missing > 0:
         value = pt.broadcast_to(value, (*tuple(condition.shape)[:missing], *value.shape))
+    elif missing < 0:
+        condition = pt.shape_padleft(condition, -missing)
     return BatchedCheck(op.msg, op.can_be_replaced_by_ninf)(value, condition)
 
 

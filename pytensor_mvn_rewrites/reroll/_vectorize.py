@@ -85,7 +85,9 @@ def _check(node, inputs) -> Variable:
     condition = conditions[0]
     for other in conditions[1:]:
         condition = pt.and_(condition, other)
-    return batched_check(node.op, value, condition, node.inputs[0].type.ndim)
+    # the condition of a check that is batched already has the dimensions of its value
+    lacking = node.inputs[0].type.ndim - node.inputs[1].type.ndim
+    return batched_check(node.op, value, condition, lacking)
 
 
 def _subtensor_batched_index(node, inputs, batched, count: int) -> Variable:
