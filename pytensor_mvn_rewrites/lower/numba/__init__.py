@@ -1,11 +1,12 @@
 """Numba kernels of the lowered ops; importing this package registers them with PyTensor.
 
 ============  =================================================================================
-`lanes`       matrices up to medium size, one per vector lane, straight-line code where small
-`lane_loops`  the same with loops over the elements
-`general`     every size, one matrix after the other
-`single`      the formulas for one matrix that both call; `lapack` where blocking pays
-`frame`       what the generated sources share; `jit` compiles and caches them
+`frame`       the function that a node calls: checks, outputs, choice of a kernel
+`lanes`       the kernel for small and medium matrices, one per vector lane
+`general`     the kernel for every size, one matrix after the other
+`single`      the formulas of `general`; `lapack` where blocking pays
+`vectors`     the vectors that `lanes` is written in
+`jit`         compiles and caches kernels, and calls them by their address
 ============  =================================================================================
 """
 
@@ -14,25 +15,30 @@ from functools import lru_cache
 
 from pytensor.link.numba.dispatch.basic import register_funcify_and_cache_key
 
-from pytensor_mvn_rewrites.lower.numba.frame import KernelSpec
+from pytensor_mvn_rewrites.lower.numba.frame import KernelSpec, kernel_of_op
 from pytensor_mvn_rewrites.lower.numba.general import general_kernel
-from pytensor_mvn_rewrites.lower.numba.jit import KEYS
-from pytensor_mvn_rewrites.lower.numba.lanes import LANES_MAX_N, lanes_kernel
+from pytensor_mvn_rewrites.lower.numba.jit import kernel_address
+from pytensor_mvn_rewrites.lower.numba.lanes import LanesSpec, lanes_kernel
 from pytensor_mvn_rewrites.lower.numba_backend import NumbaGaussianOp
 
-__all__ = ["KernelSpec", "make_kernel"]
+__all__ = ["KernelSpec", "build_kernel"]
 
 
-@lru_cache(maxsize=1024)
-def make_kernel(spec: KernelSpec) -> Callable:
-    """Choose and build the kernel of `spec`; Numba compiles it when it is first called."""
-    if spec.n is not None and 1 <= spec.n <= LANES_MAX_N and "R" not in spec.layout.joint:
-        return lanes_kernel(spec)
-    return general_kernel(spec)
+def build_kernel(name: str) -> Callable:
+    """The kernel of a name, to be compiled: ``"small"``, ``"large"`` or a `LanesSpec.name`."""
+    if name in ("small", "large"):
+        return general_kernel(lapack=name == "large")
+    return lanes_kernel(LanesSpec.parse(name))
+
+
+_kernel_of_op = lru_cache(maxsize=1024)(kernel_of_op)
 
 
 @register_funcify_and_cache_key(NumbaGaussianOp)
 def numba_funcify_gaussian(op, node, **kwargs):
     """The kernel of a lowered op, and a key that holds all that it is specialised for."""
-    kernel = make_kernel(KernelSpec.of(op, node))
-    return kernel, KEYS[kernel]
+    spec = KernelSpec.of(op, node)
+    if spec.lanes is not None:
+        # now, rather than in the first call
+        kernel_address(spec.lanes.name)
+    return _kernel_of_op(spec)

@@ -1,13 +1,24 @@
-"""What the sources of all kernels share: operands, run-time checks, allocation of the outputs.
+"""The function that a node calls: run-time checks, allocation of the outputs, choice of a kernel.
 
-A kernel is a function of the operands that returns the wanted outputs. Its source is generated
-because the number of batch axes differs from graph to graph; everything else in it is as one
-would write it by hand.
+Its source is generated because the number of batch axes differs from graph to graph; everything
+else in it is as one would write it by hand. It is compiled for every graph, so it is small: all
+that differs between graphs and not between matrices is passed to the kernel as numbers.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from textwrap import indent
 
+import numpy as np
+from pytensor.link.numba.dispatch.basic import numba_njit
+
+from pytensor_mvn_rewrites.lower.numba.general import LAPACK_MIN_N
+from pytensor_mvn_rewrites.lower.numba.jit import (
+    PARAM_CODES,
+    Table,
+    call_kernel,
+    compile_source,
+)
+from pytensor_mvn_rewrites.lower.numba.lanes import LANES_MAX_N, LanesSpec
 from pytensor_mvn_rewrites.lower.numba_backend import (
     BatchLayout,
     NumbaGaussianOp,
@@ -27,6 +38,17 @@ CORE_NDIMS = {
     "g_quad": 0,
     "g_half_logdet": 0,
 }
+#: Where the operands and outputs of an op stand in the table of a kernel
+TABLE_INPUTS = {
+    "NumbaMvNormalLogp": ("value", "mu", "matrix", "g_first"),
+    "NumbaInvQuadLogdet": ("value", "matrix", "g_first", "g_second"),
+}
+TABLE_OUTPUTS = {
+    "logp": "first",
+    "quaddist": "first",
+    "half_logdet": "second",
+    "ddelta": "dvalue",
+}
 GRADIENTS = {"dvalue": "value", "dmu": "mu", "ddelta": "delta", "dmatrix": "matrix"}
 
 
@@ -43,6 +65,8 @@ class KernelSpec:
     layout : BatchLayout
     outputs : tuple of (str, str)
         Names and dtypes.
+    casts : tuple of str
+        Names of the inputs that are not float64.
     """
 
     op: str
@@ -50,13 +74,17 @@ class KernelSpec:
     n: int | None
     layout: BatchLayout
     outputs: tuple[tuple[str, str], ...]
+    casts: tuple[str, ...]
 
     @classmethod
     def of(cls, op: NumbaGaussianOp, node) -> "KernelSpec":
         """The specification of the kernel of an Apply node."""
+        name = type(op).__name__
         dtypes = (out.type.dtype for out in node.outputs)
         outputs = tuple(zip(op.outputs, dtypes, strict=True))
-        return cls(type(op).__name__, op.param, op.n, op.layout, outputs)
+        inputs = zip(INPUT_NAMES[name], node.inputs, strict=False)
+        casts = tuple(key for key, inp in inputs if inp.type.dtype != "float64")
+        return cls(name, op.param, op.n, op.layout, outputs, casts)
 
     @property
     def is_logp(self) -> bool:
@@ -84,60 +112,82 @@ class KernelSpec:
         return "dmatrix" in self.wanted
 
     @property
-    def wants_gradient(self) -> bool:
-        """Whether any gradient is wanted."""
-        return self.wants_vectors or self.wants_matrix
-
-    def at(self, name: str, *core) -> str:
-        """Expression for one element of an operand or output, in loops over ``m`` and ``r``."""
-        axes = self.axes(name)
-        index = [{"M": "m", "R": "r", "1": "0"}[axis] for axis in axes]
-        return f"{name}[{', '.join([*index, *map(str, core)]) or '()'}]"
+    def lanes(self) -> LanesSpec | None:
+        """The kernel for matrices side by side, where every row has its own matrix."""
+        if self.n is None or not 1 <= self.n <= LANES_MAX_N or "R" in self.layout.joint:
+            return None
+        return LanesSpec(self.is_logp, self.param, self.n, self.wants_vectors, self.wants_matrix)
 
     def axes(self, name: str) -> str:
         """Batch axes of an operand or output."""
         name = GRADIENTS.get(name, name)
         return self.inputs.get(name, self.layout.joint)
 
-    def delta(self, i) -> str:
-        """Expression for one element of the difference to the mean."""
-        if self.is_logp:
-            return f"np.float64({self.at('value', i)}) - np.float64({self.at('mu', i)})"
-        return f"np.float64({self.at('delta', i)})"
-
-    @property
-    def cotangents(self) -> tuple[str, str]:
-        """Expressions for the cotangents of quaddist and half_logdet."""
-        if self.is_logp:
-            g_logp = f"np.float64({self.at('g_logp')})"
-            return f"-0.5 * {g_logp}", f"-{g_logp}"
-        return f"np.float64({self.at('g_quad')})", f"np.float64({self.at('g_half_logdet')})"
-
     def accumulates(self, gradient: str) -> bool:
         """Whether several (m, r) add to the same element of a gradient for a vector."""
         return any(axis in "MR" and axis not in self.axes(gradient) for axis in self.layout.joint)
 
-    def is_shared(self, name: str) -> bool:
-        """Whether all matrices and rows use the same element of an operand."""
-        return not set(self.axes(name)) & {"M", "R"}
+
+def kernel_of_op(spec: KernelSpec) -> tuple[Callable, str]:
+    """The function that a node of `spec` calls, and its cache key.
+
+    It checks the shapes, allocates the outputs and calls a kernel.
+    """
+    env = {"call_kernel": call_kernel, "as_float64": as_float64, "as_float32": as_float32}
+    return compile_source(frame_source(spec), spec.op, env)
 
 
-def kernel_source(spec: KernelSpec, body: str) -> str:
-    """The source of a kernel: `body` between the checks and the return."""
+def frame_source(spec: KernelSpec) -> str:
+    """The source of the function of an op."""
+    outputs = [name for name, _ in spec.outputs]
+    casts = [f"    {name} = as_float32({name})" for name, dtype in spec.outputs if "32" in dtype]
     lines = [
         f"def {spec.op}({', '.join(spec.inputs)}):",
-        # strided inputs are copied once per call: the loops are compiled for contiguous arrays only
-        *(
-            f"    {name} = np.ascontiguousarray({name})"
-            for name, axes in spec.inputs.items()
-            if CORE_NDIMS[name] + len(axes)
-        ),
+        *(f"    {name} = as_float64({name})" for name in spec.inputs if name in spec.casts),
         *("    " + line for line in check_lines(spec)),
         *("    " + line for line in allocation_lines(spec)),
-        indent(body, "    ").rstrip(),
-        f"    return {', '.join(name for name, _ in spec.outputs)}",
+        *("    " + line for line in call_lines(spec)),
+        *casts,
+        f"    return {', '.join(outputs)}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def call_lines(spec: KernelSpec):
+    """Call the kernel for the core size; those of lanes exist for rows of their own only."""
+    places = dict.fromkeys(Table.NAMES)
+    places |= dict(zip(TABLE_INPUTS[spec.op], spec.inputs, strict=False))
+    places |= {TABLE_OUTPUTS.get(name, name): name for name in sorted(spec.wanted)}
+    axes = ",".join(spec.axes(name) if name else "" for name in places.values())
+    header = f"(n_r, n_m, n, {int(spec.is_logp)}, {PARAM_CODES[spec.param]})"
+    arguments = f'"{axes}", {header}, ({", ".join(map(str, places.values()))})'
+    lanes = spec.lanes
+    if lanes is not None:
+        yield f'call_kernel("{lanes.name}", {arguments})'
+    elif spec.n is not None:
+        kernel = "large" if spec.n >= LAPACK_MIN_N else "small"
+        yield f'call_kernel("{kernel}", {arguments})'
+    else:
+        yield f"if n < {LAPACK_MIN_N}:"
+        yield f'    call_kernel("small", {arguments})'
+        yield "else:"
+        yield f'    call_kernel("large", {arguments})'
+
+
+@numba_njit
+def as_float64(array):
+    """Copy of an array of another dtype."""
+    out = np.empty(array.shape, np.float64)
+    out[...] = array
+    return out
+
+
+@numba_njit
+def as_float32(array):
+    """Copy of a result in the dtype of the reference."""
+    out = np.empty(array.shape, np.float32)
+    out[...] = array
+    return out
 
 
 def check_lines(spec: KernelSpec):
@@ -177,28 +227,6 @@ def allocation_lines(spec: KernelSpec):
         else:
             shape = "(" + "".join(f"{sizes[axis]}, " for axis in spec.layout.joint) + ")"
             function = "empty"
-        yield f"{name} = np.{function}({shape}, dtype=np.{'bool_' if dtype == 'bool' else dtype})"
-
-
-def vector_gradient_lines(spec: KernelSpec, i, g_delta: str):
-    """Write or add one element of the gradients for the vectors."""
-    for name, sign in (("dvalue", ""), ("dmu", "-"), ("ddelta", "")):
-        if name in spec.wanted:
-            if spec.accumulates(name):
-                assignment = "-=" if sign else "+="
-                yield f"{spec.at(name, i)} {assignment} {g_delta}"
-            else:
-                yield f"{spec.at(name, i)} = {sign}{g_delta}"
-
-
-def forward_lines(spec: KernelSpec, n, quad: str, half_logdet: str, posdef: str):
-    """Write the wanted forward outputs of one row."""
-    values = {
-        "logp": f"-0.9189385332046727 * {n} - 0.5 * {quad} - {half_logdet}",
-        "quaddist": quad,
-        "half_logdet": half_logdet,
-        "posdef": posdef,
-    }
-    for name, value in values.items():
-        if name in spec.wanted:
-            yield f"{spec.at(name)} = {value}"
+        # kernels write float64
+        dtype = "bool_" if dtype == "bool" else "float64"
+        yield f"{name} = np.{function}({shape}, dtype=np.{dtype})"

@@ -3,22 +3,18 @@
 Layout: the matrix is copied into square scratch once and factorized there; each of its rows is
 whitened and adds its part of the gradient; the inverse for the gradient of the log-determinant
 comes last and overwrites the factor.
+
+One compiled function does all ops, parametrizations and sizes: what it spends on deciding at run
+time is small next to one matrix.
 """
 
 from collections.abc import Callable
 
 import numpy as np
 
-from pytensor_mvn_rewrites.lower.numba.frame import (
-    KernelSpec,
-    forward_lines,
-    kernel_source,
-    vector_gradient_lines,
-)
-from pytensor_mvn_rewrites.lower.numba.jit import compile_source
+from pytensor_mvn_rewrites.lower.numba.jit import CHOL, Table, bind, njit_exact
 from pytensor_mvn_rewrites.lower.numba.lapack import lapack_factorize, lapack_invert
 from pytensor_mvn_rewrites.lower.numba.single import (
-    PARAM_CODES,
     add_logdet_gradient,
     add_quad_gradient,
     check_factor,
@@ -26,85 +22,112 @@ from pytensor_mvn_rewrites.lower.numba.single import (
     invert,
     whiten,
 )
+from pytensor_mvn_rewrites.lower.numba.vectors import load, store, store_bool
 
 #: Core size from which LAPACK's blocked routines are faster than plain loops
 LAPACK_MIN_N = 48
 
+HALF_LOG_2PI = 0.9189385332046727
 
-def general_kernel(spec: KernelSpec) -> Callable:
-    """Compile the kernel of `spec`, for any core size."""
-    functions = [add_logdet_gradient, add_quad_gradient, check_factor, whiten]
-    if spec.n is None or spec.n < LAPACK_MIN_N:
-        functions += [factorize, invert]
-    if spec.n is None or spec.n >= LAPACK_MIN_N:
-        functions += [lapack_factorize, lapack_invert]
-    env = {function.py_func.__name__: function for function in functions}
-    source = kernel_source(spec, general_body(spec))
-    return compile_source(source, spec.op, {"np": np} | env)
+N_R, N_M, N, IS_LOGP, PARAM = Table.N_R, Table.N_M, Table.N, Table.IS_LOGP, Table.PARAM
+VALUE, MU, MATRIX, G_FIRST, G_SECOND, FIRST, SECOND, DVALUE, DMU, DMATRIX, POSDEF = (
+    Table.FIRST + Table.STRIDES * k for k in range(len(Table.NAMES))
+)
 
 
-def general_body(spec: KernelSpec) -> str:
-    """The loops over matrices and rows."""
-    param = PARAM_CODES[spec.param]
-    g_quad, g_half_logdet = spec.cotangents if spec.wants_gradient else ("", "")
-    factorize_lines = (
-        ["factorized = True"]
-        if spec.param == "chol"
-        else by_size(spec.n, "factorized = {}factorize(chol)")
-    )
-    invert_lines = [] if spec.param == "chol" else by_size(spec.n, "{}invert(chol{})")
-    lines = f"""\
-chol = np.empty((n, n))
-delta_r = np.empty(n)
-z = np.empty(n)
-a = np.empty(n)
-grad = np.empty((n, n))
-for m in range(n_m):
-    for i in range(n):
-        for j in range(i + 1):
-            chol[i, j] = {spec.at("matrix", "i", "j")}
-            grad[i, j] = 0.0
-    sum_g_half_logdet = 0.0
-""".splitlines()
-    lines += [" " * 4 + line for line in factorize_lines]
-    lines += f"""\
-    half_logdet_m, posdef_m = check_factor(chol, factorized, {param})
-    for r in range(n_r):
+def general_kernel(*, lapack: bool) -> Callable:
+    """The kernel, to be compiled: for large matrices, which call LAPACK, or for small ones.
+
+    Two functions, because loading LAPACK costs compile time that small matrices do not need.
+    """
+    if lapack:
+        return bind(run_matrices, factorize=lapack_factorize, invert=lapack_invert)
+    return run_matrices
+
+
+def run_matrices(table):
+    """Loop over the matrices, and over the rows of each."""
+    n, param, is_logp = table[N], table[PARAM], table[IS_LOGP] != 0
+    wants_matrix = table[DMATRIX] != 0
+    wants_gradient = wants_matrix or table[DVALUE] != 0 or table[DMU] != 0
+    chol = np.empty((n, n))
+    delta, z, a = np.empty(n), np.empty(n), np.empty(n)
+    grad = np.empty((n, n))
+    for m in range(table[N_M]):
+        source = element(table, MATRIX, 0, m)
         for i in range(n):
-            delta_r[i] = {spec.delta("i")}
-        quad_r = whiten(chol, delta_r, z, a, {param}, {spec.wants_gradient})
-""".splitlines()
-    row = list(forward_lines(spec, "n", "quad_r", "half_logdet_m", "posdef_m"))
-    if spec.wants_gradient:
-        row += [f"g_quad_r = {g_quad}"]
-    if spec.wants_vectors:
-        row += ["for i in range(n):", "    g_delta = 2.0 * g_quad_r * a[i]"]
-        row += ["    " + line for line in vector_gradient_lines(spec, "i", "g_delta")]
-    if spec.wants_matrix:
-        row += [
-            f"add_quad_gradient(grad, g_quad_r, delta_r, z, a, {param})",
-            f"sum_g_half_logdet += {g_half_logdet}",
-        ]
-    lines += [" " * 8 + line for line in row]
-    if spec.wants_matrix:
-        # what the reference graph has above the diagonal: zeros, times the NaN of a failure
-        above = "0.0" if spec.param == "chol" else "0.0 if posdef_m else np.nan"
-        lines += [" " * 4 + line for line in invert_lines]
-        lines += f"""\
-    add_logdet_gradient(grad, sum_g_half_logdet, chol, {param})
-    above = {above}
-    for i in range(n):
-        for j in range(i + 1):
-            {spec.at("dmatrix", "i", "j")} = grad[i, j]
-        for j in range(i + 1, n):
-            {spec.at("dmatrix", "i", "j")} = above
-""".splitlines()
-    return "\n".join(lines)
+            for j in range(i + 1):
+                chol[i, j] = load(source + i * table[MATRIX + 3] + j * table[MATRIX + 4])
+                grad[i, j] = 0.0
+        factorized = param == CHOL or factorize(chol)
+        half_logdet, posdef = check_factor(chol, factorized, param)
+        sum_g_half_logdet = 0.0
+        for r in range(table[N_R]):
+            load_delta(table, r, m, delta)
+            quad = whiten(chol, delta, z, a, param, wants_gradient)
+            if is_logp:
+                logp = -HALF_LOG_2PI * n - 0.5 * quad - half_logdet
+                store_if_wanted(table, FIRST, r, m, logp)
+            else:
+                store_if_wanted(table, FIRST, r, m, quad)
+                store_if_wanted(table, SECOND, r, m, half_logdet)
+            if table[POSDEF] != 0:
+                store_bool(element(table, POSDEF, r, m), posdef)
+            if not wants_gradient:
+                continue
+            g_first = load(element(table, G_FIRST, r, m))
+            g_quad = -0.5 * g_first if is_logp else g_first
+            g_half_logdet = -g_first if is_logp else load(element(table, G_SECOND, r, m))
+            store_vector(table, DVALUE, r, m, 2.0 * g_quad, a)
+            store_vector(table, DMU, r, m, -2.0 * g_quad, a)
+            if wants_matrix:
+                add_quad_gradient(grad, g_quad, delta, z, a, param)
+                sum_g_half_logdet += g_half_logdet
+        if wants_matrix:
+            if param != CHOL:
+                invert(chol, z)
+            add_logdet_gradient(grad, sum_g_half_logdet, chol, param)
+            # what the reference graph has above the diagonal: zeros, times the NaN of a failure
+            above = 0.0 if param == CHOL or posdef else np.nan
+            target = element(table, DMATRIX, 0, m)
+            for i in range(n):
+                row = target + i * table[DMATRIX + 3]
+                for j in range(n):
+                    store(row + j * table[DMATRIX + 4], grad[i, j] if j <= i else above)
 
 
-def by_size(n: int | None, call: str) -> list[str]:
-    """Call LAPACK or the loops of :mod:`.single`: decided now if `n` is known."""
-    lapack, loops = call.format("lapack_", ""), call.format("", ", z")
-    if n is None:
-        return [f"if n >= {LAPACK_MIN_N}:", f"    {lapack}", "else:", f"    {loops}"]
-    return [lapack if n >= LAPACK_MIN_N else loops]
+@njit_exact
+def element(table, operand, r, m):
+    """Address of the first core element of an operand."""
+    return table[operand] + r * table[operand + 1] + m * table[operand + 2]
+
+
+@njit_exact
+def load_delta(table, r, m, delta):
+    """The difference to the mean, of which InvQuadLogdet has none."""
+    value, mu = element(table, VALUE, r, m), element(table, MU, r, m)
+    for i in range(delta.size):
+        delta[i] = load(value + i * table[VALUE + 4])
+        if table[MU] != 0:
+            delta[i] -= load(mu + i * table[MU + 4])
+
+
+@njit_exact
+def store_if_wanted(table, output, r, m, number):
+    """Write one number of a forward output."""
+    if table[output] != 0:
+        store(element(table, output, r, m), number)
+
+
+@njit_exact
+def store_vector(table, output, r, m, factor, a):
+    """Write the gradient for a vector, or add it if the vector is shared."""
+    if table[output] == 0:
+        return
+    is_sum = (table[output + 1] == 0 and table[N_R] > 1) or (
+        table[output + 2] == 0 and table[N_M] > 1
+    )
+    target = element(table, output, r, m)
+    for i in range(a.size):
+        address = target + i * table[output + 4]
+        store(address, load(address) + factor * a[i] if is_sum else factor * a[i])

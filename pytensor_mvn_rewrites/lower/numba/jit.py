@@ -1,98 +1,239 @@
-"""Compile kernels once per machine: Numba functions that PyTensor's disk cache finds again."""
+"""Compile kernels once per machine, and call them by their address.
 
-import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+Numba links the machine code of a callee into its caller and optimises both together. A node of a
+PyTensor function has four nested callers (the kernel of the op, the node, the graph, the final
+function), and a large kernel would be compiled five times. Here the callers hold only the name of
+a kernel: at the first call they ask :func:`kernel_address` for its address, which loads the kernel
+from PyTensor's disk cache or compiles it. Addresses are never stored on disk.
+
+A kernel is a function of one table of integers, see :class:`Table`.
+"""
+
+from collections.abc import Callable
 from hashlib import sha256
+from pathlib import Path
+from types import FunctionType
 
-import numba
 import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
 from pytensor.configdefaults import config
 from pytensor.link.numba.cache import CACHED_SRC_FUNCTIONS, compile_numba_function_src
 from pytensor.link.numba.dispatch.basic import numba_njit
 
-#: Part of every cache key. The keys also hold the sources of the kernels and of what they call:
-#: raise it when the meaning of a source changes, through a compiler option for example.
-KERNEL_VERSION = 1
+#: The sources of the kernels: part of every cache key, because Numba's cache does not look at them
+SOURCES = sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))))
 
-#: The cache key of every function compiled here
-KEYS: dict[Callable, str] = {}
+_TABLE = types.CPointer(types.intp)
+
+
+class Table:
+    """What is where in the table that a kernel is called with.
+
+    The header is followed by `STRIDES` numbers for each operand and output: its address, and the
+    distances in bytes between its elements along the batch axes ``R`` and ``M`` and along its core
+    axes. An address of zero stands for an operand that the op does not have, or for an output that
+    is not wanted; a distance of zero along a batch axis for an operand that is broadcast, or for a
+    gradient that is summed, and starts at zero.
+    """
+
+    N_R, N_M, N, IS_LOGP, PARAM = range(5)
+    FIRST = 5
+    STRIDES = 5
+    NAMES = (
+        *("value", "mu", "matrix", "g_first", "g_second"),
+        *("first", "second", "dvalue", "dmu", "dmatrix", "posdef"),
+    )
+    CORE_NDIMS = (1, 1, 2, 0, 0, 0, 0, 1, 1, 2, 0)
+    SIZE = FIRST + STRIDES * len(NAMES)
+
+
+#: Codes of the parametrizations in the table
+COV, CHOL, TAU = 0, 1, 2
+PARAM_CODES = {"cov": COV, "chol": CHOL, "tau": TAU}
+
+#: Compiled kernels by name, with what keeps their machine code alive
+_KERNELS: dict[str, tuple[int, Callable]] = {}
 
 
 def cache_key(*parts) -> str:
-    """Hash of `parts`; kernels with equal keys share machine code."""
-    return sha256(repr((KERNEL_VERSION, *parts)).encode()).hexdigest()
+    """Hash of `parts` and of the sources; functions with equal keys share machine code."""
+    return sha256(repr((SOURCES.hexdigest(), *parts)).encode()).hexdigest()
 
 
-def compile_source(source: str, name: str, env: dict, *, reassociate: bool = False) -> Callable:
-    """Compile the function `name` of `source`, whose globals are `env`.
+def kernel_address(name: str) -> int:
+    """The address of a kernel; compiles it if no process of this machine has done so.
 
-    The key covers the source and the keys of the kernels in `env`, because Numba links the machine
-    code of a callee into the cache entry of its caller.
+    Names are those of :func:`.general.general_kernel` and :func:`.lanes.lanes_kernel`.
     """
-    callees = [(key, KEYS[value]) for key, value in env.items() if callable_key(value)]
-    constants = [
-        (key, repr(value))
-        for key, value in env.items()
-        if isinstance(value, int | float | np.number)
-    ]
-    key = cache_key(source, callees, constants, reassociate)
-    # a cache entry names the module of its globals
-    env = {"__name__": __name__, **env}
-    function = compile_numba_function_src(source, name, global_env=env, cache_key=key)
-    return _njit(function, key, reassociate)
+    if name not in _KERNELS:
+        from pytensor_mvn_rewrites.lower.numba import build_kernel
+
+        function = build_kernel(name)
+        CACHED_SRC_FUNCTIONS[function] = cache_key(name)
+        # contraction to fused multiply-adds is the only liberty, whatever config.numba__fastmath
+        # says: NaN must stay NaN, and pivots must be compared as they are
+        compiled = njit_exact(function, cache=bool(config.numba__cache))
+        compiled.compile((_TABLE,))
+        result = compiled.overloads[(_TABLE,)]
+        address = result.library.get_pointer_to_function(result.fndesc.llvm_func_name)
+        _KERNELS[name] = address, compiled
+    return _KERNELS[name][0]
 
 
-def compile_packed(function: Callable, signature: tuple) -> Callable:
-    """Compile now, with the LLVM pass that packs equal scalar statements into vectors.
+def njit_exact(function: Callable | None = None, *, reassociate: bool = False, **options):
+    """`njit` for kernels and what they call; the freedom to reassociate sums is for single loops.
 
-    Numba leaves this pass out by default. Only the code of `function` itself is affected.
+    Small functions of this kind are not cached: kernels contain them.
     """
-    with _packing():
-        function.compile(signature)
-    return function
-
-
-@contextmanager
-def _packing() -> Iterator[None]:
-    before = numba.config.SLP_VECTORIZE
-    numba.config.SLP_VECTORIZE = 1
-    try:
-        yield
-    finally:
-        numba.config.SLP_VECTORIZE = before
-
-
-def kernel(*, reassociate: bool = False) -> Callable:
-    """Decorate a plain function: compiled and cached as :func:`compile_source` does."""
-
-    def decorator(function):
-        names = function.__code__.co_names
-        env = {name: function.__globals__.get(name) for name in names}
-        callees = [(name, KEYS[value]) for name, value in env.items() if callable_key(value)]
-        constants = [
-            (name, repr(value))
-            for name, value in env.items()
-            if isinstance(value, int | float | np.number)
-        ]
-        key = cache_key(inspect.getsource(function), callees, constants, reassociate)
-        CACHED_SRC_FUNCTIONS[function] = key
-        return _njit(function, key, reassociate)
-
-    return decorator
-
-
-def callable_key(value) -> bool:
-    """Whether `value` is a function compiled here."""
-    return callable(value) and value.__hash__ is not None and value in KEYS
-
-
-def _njit(function, key: str, reassociate: bool):
-    # contraction to fused multiply-adds is the only liberty, whatever config.numba__fastmath says:
-    # NaN must stay NaN, and pivots must be compared as they are
     fastmath = {"contract", "reassoc"} if reassociate else {"contract"}
-    compiled = numba_njit(
-        function, fastmath=fastmath, error_model="numpy", cache=bool(config.numba__cache)
+    jit = numba_njit(fastmath=fastmath, error_model="numpy", **options)
+    return jit if function is None else jit(function)
+
+
+def bind(function: Callable, **constants) -> Callable:
+    """A copy of a function with other values for some of its globals.
+
+    Numba would pass them as constants if they were variables of a closure as well, but it does not
+    find such functions in its disk cache again.
+    """
+    return FunctionType(
+        function.__code__,
+        function.__globals__ | constants,
+        function.__name__,
+        function.__defaults__,
     )
-    KEYS[compiled] = key
-    return compiled
+
+
+def compile_source(source: str, name: str, env: dict) -> tuple[Callable, str]:
+    """Compile the function `name` of `source`, whose globals are `env`; return it and its key."""
+    key = cache_key(source)
+    # a cache entry names the module of its globals
+    env = {"__name__": __name__, "np": np, **env}
+    function = compile_numba_function_src(source, name, global_env=env, cache_key=key)
+    return numba_njit(function, cache=bool(config.numba__cache)), key
+
+
+@intrinsic(prefer_literal=True)
+def call_kernel(typingctx, name, axes, header, arrays):
+    """Call a kernel by its name with a table that describes arrays.
+
+    Parameters
+    ----------
+    name : str, literal
+    axes : str, literal
+        The batch axes of each array, separated by commas.
+    header : tuple of int
+    arrays : tuple of array or None
+        In the order of the table.
+    """
+    all_axes = axes.literal_value.split(",")
+
+    def codegen(context, builder, signature, args):
+        numbers = cgutils.unpack_tuple(builder, args[2])
+        for own, type_, value in zip(
+            all_axes, signature.args[3], cgutils.unpack_tuple(builder, args[3]), strict=True
+        ):
+            numbers += _describe(context, builder, own, type_, value)
+        word = context.get_value_type(types.intp)
+        table = cgutils.alloca_once(builder, word, size=ir.Constant(ir.IntType(32), len(numbers)))
+        for position, number in enumerate(numbers):
+            builder.store(number, cgutils.gep_inbounds(builder, table, position))
+        _call(context, builder, name.literal_value, table)
+        return context.get_dummy_value()
+
+    return types.void(name, axes, header, arrays), codegen
+
+
+@intrinsic(prefer_literal=True)
+def call_kernel_by_table(typingctx, name, table):
+    """Call a kernel by its name with a table made before."""
+
+    def codegen(context, builder, signature, args):
+        _call(context, builder, name.literal_value, args[1])
+        return context.get_dummy_value()
+
+    return types.void(name, _TABLE), codegen
+
+
+@intrinsic
+def data_address(typingctx, array):
+    """The address of the first element of an array."""
+
+    def codegen(context, builder, signature, args):
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        return builder.ptrtoint(data, context.get_value_type(types.intp))
+
+    return types.intp(array), codegen
+
+
+@intrinsic
+def words(typingctx):
+    """Room for `Table.SIZE` integers on the stack."""
+
+    def codegen(context, builder, signature, args):
+        word = context.get_value_type(types.intp)
+        return cgutils.alloca_once(builder, word, size=ir.Constant(ir.IntType(32), Table.SIZE))
+
+    return _TABLE(), codegen
+
+
+def _describe(context, builder, axes: str, type_: types.Type, value) -> list[ir.Value]:
+    """Address and strides of an array with the given batch axes."""
+    word = context.get_value_type(types.intp)
+    zero = ir.Constant(word, 0)
+    if isinstance(type_, types.NoneType):
+        return [zero] * Table.STRIDES
+    array = context.make_array(type_)(context, builder, value)
+    strides = cgutils.unpack_tuple(builder, array.strides)
+    batch = [strides[axes.index(axis)] if axis in axes else zero for axis in "RM"]
+    core = strides[len(axes) :]
+    # vectors have one core axis, the last one
+    core = [zero] * (2 - len(core)) + core
+    return [builder.ptrtoint(array.data, word), *batch, *core]
+
+
+def _call(context, builder, name: str, table: ir.Value) -> None:
+    """Call a kernel, whose address is kept in a variable of the calling module."""
+    byte_pointer = ir.IntType(8).as_pointer()
+    digest = sha256(name.encode()).hexdigest()[:16]
+    variable = cgutils.add_global_variable(builder.module, byte_pointer, f"mvn_kernel_{digest}")
+    variable.linkage = "private"
+    variable.initializer = ir.Constant(byte_pointer, None)
+    variable.align = 8
+    known = builder.load_atomic(variable, "acquire", 8)
+    address = cgutils.alloca_once_value(builder, known)
+    with builder.if_then(cgutils.is_null(builder, known), likely=False):
+        found = _ask_for_address(context, builder, name)
+        with builder.if_then(cgutils.is_null(builder, found), likely=False):
+            message = f"The kernel {name!r} could not be compiled, see the error above"
+            context.call_conv.return_user_exc(builder, RuntimeError, (message,))
+        builder.store_atomic(found, variable, "release", 8)
+        builder.store(found, address)
+    function_type = context.call_conv.get_function_type(types.void, (_TABLE,))
+    kernel = builder.bitcast(builder.load(address), function_type.as_pointer())
+    status, _ = context.call_conv.call_function(builder, kernel, types.void, (_TABLE,), [table])
+    with builder.if_then(status.is_error, likely=False):
+        context.call_conv.return_status_propagate(builder, status)
+
+
+def _ask_for_address(context, builder, name: str) -> ir.Value:
+    """Call :func:`kernel_address`; null, and the error reported, if it raises."""
+    python = context.get_python_api(builder)
+    gil = python.gil_ensure()
+    module = python.import_module(context.insert_const_string(builder.module, __name__))
+    function = python.object_getattr_string(module, "kernel_address")
+    argument = python.string_from_string(context.insert_const_string(builder.module, name))
+    result = python.call_function_objargs(function, [argument])
+    pointer = ir.IntType(8).as_pointer()
+    address = cgutils.alloca_once_value(builder, ir.Constant(pointer, None))
+    with builder.if_else(cgutils.is_not_null(builder, result), likely=True) as (found, failed):
+        with found:
+            builder.store(builder.bitcast(python.long_as_voidptr(result), pointer), address)
+        with failed:
+            python.err_write_unraisable(function)
+    for owned in (result, argument, function, module):
+        python.decref(owned)
+    python.gil_release(gil)
+    return builder.load(address)

@@ -15,7 +15,7 @@ from pytensor.link.numba.dispatch.linalg._LAPACK import (
     val_to_int_ptr,
 )
 
-from pytensor_mvn_rewrites.lower.numba.jit import kernel
+from pytensor_mvn_rewrites.lower.numba.jit import njit_exact
 
 _FLOAT64 = types.float64
 _INT_PTR = types.CPointer(types.int32)
@@ -40,7 +40,7 @@ def potri(UPLO, N, A, LDA, INFO):
     fn(UPLO, N, A, LDA, INFO)
 
 
-@kernel()
+@njit_exact
 def lapack_factorize(chol):
     """Factorize the lower triangle of a C-contiguous matrix in place; False where it fails."""
     n = np.int32(chol.shape[0])
@@ -49,8 +49,8 @@ def lapack_factorize(chol):
     return int_ptr_to_val(info) == 0
 
 
-@kernel()
-def lapack_invert(chol):
+@njit_exact
+def lapack_invert(chol, unused):
     """Replace a lower Cholesky factor by the lower triangle of (L L')^-1, in place."""
     n = np.int32(chol.shape[0])
     info = val_to_int_ptr(0)

@@ -4,19 +4,15 @@ All work in place on C-contiguous float64 scratch of the caller, read and write 
 only, and run along contiguous rows, which is what LLVM vectorises. Failure is NaN: a matrix that
 is not positive definite gets a factor of NaN, which then spreads to all results by itself.
 
-There are few functions, and no slices in them, because each of both costs compile time in every
-kernel that calls them.
+There are few functions, and no slices in them, because each of both costs compile time.
 """
 
 import numpy as np
 
-from pytensor_mvn_rewrites.lower.numba.jit import kernel
-
-COV, CHOL, TAU = 0, 1, 2
-PARAM_CODES = {"cov": COV, "chol": CHOL, "tau": TAU}
+from pytensor_mvn_rewrites.lower.numba.jit import CHOL, COV, TAU, njit_exact
 
 
-@kernel(reassociate=True)
+@njit_exact(reassociate=True)
 def factorize(chol):
     """Turn a matrix into its Cholesky factor in place; False if a pivot is not positive."""
     n = chol.shape[0]
@@ -36,7 +32,7 @@ def factorize(chol):
     return True
 
 
-@kernel()
+@njit_exact
 def check_factor(chol, factorized, param):
     """Half the log-determinant of the covariance, and whether all pivots are positive.
 
@@ -57,7 +53,7 @@ def check_factor(chol, factorized, param):
     return -half_logdet if param == TAU else half_logdet, posdef
 
 
-@kernel(reassociate=True)
+@njit_exact(reassociate=True)
 def whiten(chol, delta, z, a, param, wants_gradient):
     """Return delta' S^-1 delta; write z with z'z equal to it, and a = S^-1 delta if wanted.
 
@@ -95,7 +91,7 @@ def whiten(chol, delta, z, a, param, wants_gradient):
     return quad
 
 
-@kernel()
+@njit_exact
 def add_quad_gradient(grad, g_quad, delta, z, a, param):
     """Add the gradient of ``g_quad * quaddist``, not folded, to the lower triangle."""
     for i in range(grad.shape[0]):
@@ -113,7 +109,7 @@ def add_quad_gradient(grad, g_quad, delta, z, a, param):
                 grad[i, j] += factor * delta[j]
 
 
-@kernel()
+@njit_exact
 def invert(chol, row):
     """Replace a lower Cholesky factor by the lower triangle of (L L')^-1; `row` is scratch."""
     n = chol.shape[0]
@@ -140,7 +136,7 @@ def invert(chol, row):
                 chol[i, j] += factor * chol[k, j]
 
 
-@kernel()
+@njit_exact
 def add_logdet_gradient(grad, g_half_logdet, chol_or_inverse, param):
     """Add the gradient of ``g_half_logdet * half_logdet`` to `grad`, and fold.
 
