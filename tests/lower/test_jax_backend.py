@@ -333,9 +333,8 @@ class TestRewrite:
         with pytensor.config.change_flags(mvn_rewrites__skip="lower"):
             f = self.lowered(outputs)
         assert not lowered_nodes(f)
-        for a, b in zip(
-            f(*self.inputs(rng)), self.lowered(outputs)(*self.inputs(rng)), strict=True
-        ):
+        inputs = self.inputs(rng)
+        for a, b in zip(f(*inputs), self.lowered(outputs)(*inputs), strict=True):
             assert_allclose(a, b, rtol=1e-12)
 
     def test_other_backends_keep_the_reference(self):
@@ -352,7 +351,8 @@ class TestRewrite:
         f = self.lowered([logp, pt.grad(logp.sum(), self.cov)])
         fgraph = f.maker.fgraph
         by_perform = pytensor.function(fgraph.inputs, fgraph.outputs, mode=REFERENCE_MODE)
-        for a, d in zip(by_perform(*self.inputs(rng)), f(*self.inputs(rng)), strict=True):
+        inputs = self.inputs(rng)
+        for a, d in zip(by_perform(*inputs), f(*inputs), strict=True):
             assert_allclose(a, d, rtol=1e-12)
 
     def test_shape_needs_no_density(self):

@@ -6,6 +6,8 @@ Statistician 33, 1979), turns :math:`[\Sigma, \delta]` into
 batch is the innermost axis, along which XLA vectorizes, and the program does not grow with n.
 """
 
+from functools import partial
+
 import jax.numpy as jnp
 from jax import lax
 
@@ -30,19 +32,19 @@ def solve_and_invert(rows, matrices):
         jnp.zeros(matrices.shape[:-2], matrices.dtype),
         jnp.zeros(matrices.shape[:-2], matrices.dtype),
     )
-    swept, a, quaddist, logdet = lax.fori_loop(0, n, sweep_pivot, state)
+    swept, a, quaddist, logdet = lax.fori_loop(0, n, partial(sweep_pivot, jnp.arange(n)), state)
     inverse = -jnp.moveaxis(swept, (0, 1), (-2, -1))
     return quaddist[..., None], 0.5 * logdet, jnp.moveaxis(a, 0, -1)[..., None, :], inverse
 
 
-def sweep_pivot(k, state):
+def sweep_pivot(indices, k, state):
     """Sweep pivot `k`; one that is not positive becomes NaN, and with it the whole matrix."""
     matrix, x, quaddist, logdet = state
     pivot = jnp.where(matrix[k, k] > 0, matrix[k, k], jnp.nan)
     column = matrix[k]
     scaled, scaled_x = column / pivot, x[k] / pivot
 
-    is_pivot = (jnp.arange(x.shape[0]) == k).reshape(-1, *(1,) * pivot.ndim)
+    is_pivot = (indices == k).reshape(-1, *(1,) * pivot.ndim)
     swept = matrix - column[:, None] * scaled[None, :]
     swept = jnp.where(is_pivot[None, :], scaled[:, None], swept)
     pivot_row = jnp.where(is_pivot, -1 / pivot, scaled)
