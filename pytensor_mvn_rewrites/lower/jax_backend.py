@@ -92,7 +92,8 @@ class JaxGaussianOp(Op):
 def lower_to_jax(fgraph):
     """MvNormalLogp, InvQuadLogdet or a pullback -> JaxGaussianOp.
 
-    Each node for itself: XLA finds that a density and its pullback share a factorization.
+    Each node for itself: XLA finds that a density and its pullback share a factorization, except
+    for the loop of the medium sizes, which runs once for each of them.
     """
     if not compiles_for_jax():
         return
