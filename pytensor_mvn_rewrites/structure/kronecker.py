@@ -1,0 +1,121 @@
+"""Covariances that are Kronecker products."""
+
+import math
+from functools import reduce
+from operator import mul
+
+import pytensor.tensor as pt
+from pytensor.graph.rewriting.basic import node_rewriter
+
+from pytensor_mvn_rewrites.matching import (
+    Definiteness,
+    Tensor,
+    definiteness,
+    is_cholesky_factor,
+    is_real_float,
+)
+from pytensor_mvn_rewrites.ops import InvQuadLogdet, MvNormalLogp, inv_quad_logdet
+from pytensor_mvn_rewrites.pipeline import structure
+from pytensor_mvn_rewrites.structure._assemble import from_parts, split_inputs
+from pytensor_mvn_rewrites.structure._kron import kron_factors, multiple_of_identity, static_size
+from pytensor_mvn_rewrites.structure.cholesky_given import is_triangular
+
+
+@structure
+@node_rewriter([MvNormalLogp, InvQuadLogdet])
+def matrix_is_kronecker_product(fgraph, node):
+    r"""InvQuadLogdet(delta, kron(A_1, ..., A_m)) -> one Cholesky per Kronecker factor.
+
+    With :math:`A_i = L_i L_i^\top` of size :math:`n_i` and :math:`N = \prod_i n_i`,
+
+    .. math:: \delta^\top \Big(\bigotimes_i A_i\Big)^{-1} \delta
+              = \Big\| \Big(\bigotimes_i L_i^{-1}\Big) \delta \Big\|^2, \qquad
+              \tfrac12 \log\Big|\bigotimes_i A_i\Big| = \sum_i \frac{N}{n_i} \sum_j \log (L_i)_{jj}
+
+    Each triangular solve runs along one axis of `delta`, reshaped to :math:`(n_1, ..., n_m)`. The
+    last axis is left to an ``InvQuadLogdet`` of :math:`A_m` with :math:`N / n_m` rows. The same for
+    ``MvNormalLogp``, for precisions, and for Cholesky factors. Cost:
+    :math:`O(N^3) \to O(\sum_i n_i^3 + N \sum_i n_i)`, and no :math:`N \times N` matrix.
+
+    Positive definite exactly when the dense matrix is: the eigenvalues of
+    :math:`c \bigotimes_i A_i` are all the products of c and one eigenvalue of each :math:`A_i`. If
+    these are positive, then the eigenvalues of each :math:`A_i` have one sign, that of
+    :math:`e_1^\top A_i e_1`, call it :math:`s_i`. So the matrix is positive definite if and only if
+    :math:`s_i A_i` for i > 1 and :math:`c\, s_2 \cdots s_m A_1` are, and these are factored.
+
+    A covariance is symmetric: of Kronecker factors that are not, the dense graph reads more than
+    the lower triangles. Declines unless all sizes are known, and for multiples of an identity
+    among the Kronecker factors (they are block-diagonal).
+    """
+    delta, matrix = split_inputs(node)
+    scale, factors = kron_factors(matrix)
+    sizes = [static_size(factor) for factor in factors]
+    if len(factors) == 1 or None in sizes or not is_real_float(matrix, *factors):
+        return None
+    if delta.type.shape[-1] not in (None, math.prod(sizes)) or math.prod(sizes) == 0:
+        return None
+    if any(multiple_of_identity(factor) is not None for factor in factors):
+        return None
+    param = node.op.param
+    if param == "chol" and not all(is_triangular(fgraph, f, lower=True) for f in factors):
+        return None
+    if any(factor.type.dtype != matrix.type.dtype for factor in factors):
+        return None
+    factors = with_positive_signs(fgraph, scale, factors, param)
+    return from_parts(node, *whiten_along_axes(delta, factors, sizes, param))
+
+
+def with_positive_signs(fgraph, scale, factors: list[Tensor], param: str) -> list[Tensor]:
+    """Kronecker factors of the same product that are all positive definite if the product is."""
+    first, *others = factors
+    signs: list[Tensor] = [] if scale is None else [scale]
+    signed: list[Tensor] = []
+    for factor in others:
+        if has_positive_sign(fgraph, factor, param):
+            signed.append(factor)
+            continue
+        sign = pt.sign(factor[..., :1, :1])
+        signs.append(sign)
+        signed.append(sign * factor)
+    return [reduce(mul, signs, first), *signed]
+
+
+def has_positive_sign(fgraph, factor: Tensor, param: str) -> bool:
+    """Whether `factor` is proven not to be negative definite, or to have a negative diagonal."""
+    if param == "chol":
+        return is_cholesky_factor(factor)
+    return definiteness(fgraph, factor) is not Definiteness.UNKNOWN
+
+
+def whiten_along_axes(delta, factors: list[Tensor], sizes: list[int], param: str):
+    """quaddist, half_logdet and posdef of a Kronecker product."""
+    *first, last = factors
+    total = math.prod(sizes)
+    half_logdets, posdefs = [], []
+    batch = tuple(delta.shape)[:-1]
+    # invariant: the axis of the next Kronecker factor comes first, the others follow in a cycle
+    columns = delta.reshape((*batch, sizes[0], total // sizes[0]))
+    for factor, size, next_size in zip(first, sizes[:-1], sizes[1:], strict=True):
+        chol = factor if param == "chol" else pt.linalg.cholesky(factor, lower=True)
+        diag = pt.diagonal(chol, axis1=-2, axis2=-1)
+        sign = -1 if param == "tau" else 1
+        half_logdets.append(sign * (total // size) * pt.log(diag).sum(axis=-1))
+        posdefs.append(pt.all(diag > 0, axis=-1))
+        columns = whiten_columns(columns, chol, param)
+        batch = tuple(columns.shape)[:-2]
+        columns = columns.mT.reshape((*batch, next_size, total // next_size))
+    # one matrix for all rows
+    last = last[..., None, :, :] if last.type.ndim > 2 else last
+    quaddist, half_logdet, posdef = inv_quad_logdet(columns.mT, last, param)
+    return (
+        quaddist.sum(axis=-1),
+        sum(half_logdets, start=half_logdet.sum(axis=-1)),
+        reduce(pt.and_, posdefs, posdef.all(axis=-1)),
+    )
+
+
+def whiten_columns(columns, chol, param: str):
+    """Whiten each column; `chol` is the Cholesky factor of its matrix."""
+    if param == "tau":
+        return pt.tril(chol).mT @ columns
+    return pt.linalg.solve_triangular(chol, columns, lower=True, b_ndim=2)
