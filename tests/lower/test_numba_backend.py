@@ -245,6 +245,11 @@ def op_outputs(op):
         (inv_quad_logdet, "tau", 2),
         (mvnormal_logp, "cov", 12),
         (mvnormal_logp, "cov", 13),
+        (mvnormal_logp, "tau", 8),
+        (inv_quad_logdet, "cov", 9),
+        (inv_quad_logdet, "cov", 14),
+        (mvnormal_logp, "chol", 15),
+        (mvnormal_logp, "cov", 48),
         (inv_quad_logdet, "chol", 20),
         (mvnormal_logp, "tau", 20),
         (mvnormal_logp, "cov", 60),
@@ -256,9 +261,12 @@ def test_core_sizes(build, param, n):
     inputs = random_inputs(build, param, batched(build, 10, n))
     assert_agree(functions, inputs)
     if n:
+        good = functions[0](*inputs)
         matrix = inputs[2 if build is mvnormal_logp else 1]
         matrix[1, 0, 0] = -1.0
         assert_agree(functions, inputs)
+        for bad, before in zip(functions[0](*inputs), good, strict=True):
+            assert_array_equal(np.delete(bad, 1, axis=0), np.delete(before, 1, axis=0))
 
 
 @pytest.mark.parametrize("n", [0, 1, 20, 60])
@@ -471,6 +479,65 @@ def test_second_process_loads_the_kernels(tmp_path):
     other_graph = set(eval(run("[logp + 1, pytensor.grad(logp.sum(), cov)]")))
     assert other_graph
     assert not other_graph & kernels
+
+
+def test_kernel_that_cannot_be_compiled(monkeypatch):
+    """The cause is reported, and the call raises instead of jumping to address zero."""
+    from pytensor_mvn_rewrites.lower.numba import jit
+
+    shapes = batched(mvnormal_logp, None, 5)
+    value, mu, matrix = (pt.tensor(shape=shape) for shape in shapes)
+    logp, _ = mvnormal_logp(value, mu, matrix)
+    function = pytensor.function([value, mu, matrix], logp, mode="NUMBA")
+
+    def fail(name):
+        raise LookupError(name)
+
+    monkeypatch.setattr(jit, "kernel_address", fail)
+    reported = []
+    monkeypatch.setattr("sys.unraisablehook", lambda error: reported.append(error.exc_type))
+    inputs = random_inputs(mvnormal_logp, "cov", batched(mvnormal_logp, 9, 5))[:3]
+    with pytest.raises(RuntimeError, match="could not be compiled"):
+        function(*inputs)
+    assert reported == [LookupError]
+    monkeypatch.undo()
+    assert np.isfinite(function(*inputs)).all()
+
+
+def test_fields_and_transposes():
+    """Every size is loaded and stored as NumPy would, and nothing outside is touched."""
+    from numba import njit, types
+    from numba.extending import intrinsic
+
+    from pytensor_mvn_rewrites.lower.numba import vectors
+    from pytensor_mvn_rewrites.lower.numba.jit import data_address
+
+    def doubled(size):
+        @intrinsic
+        def codegen_of(typingctx, source, target):
+            def codegen(context, builder, signature, args):
+                memory = [vectors.Memory(builder, address) for address in args]
+                fields = vectors.load_fields(memory[0], size, range(size))
+                vectors.store_fields(memory[1], [2.0 * fields[k] for k in range(size)])
+                return context.get_dummy_value()
+
+            return types.void(types.intp, types.intp), codegen
+
+        return codegen_of
+
+    for size in (1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 16, 25):
+        run = doubled(size)
+
+        @njit
+        def call(source, target):
+            run(data_address(source[1:]), data_address(target[1:]))  # noqa: B023
+            return source[0] + target[0]
+
+        source = np.arange(8.0 * size + 2)
+        target = np.full_like(source, -1.0)
+        call(source, target)
+        assert_array_equal(target[1:-1], 2 * source[1:-1])
+        assert target[0] == target[-1] == -1.0
 
 
 def test_importing_the_package_does_not_import_numba():

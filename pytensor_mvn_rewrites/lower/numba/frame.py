@@ -18,7 +18,7 @@ from pytensor_mvn_rewrites.lower.numba.jit import (
     call_kernel,
     compile_source,
 )
-from pytensor_mvn_rewrites.lower.numba.lanes import LANES_MAX_N, LanesSpec
+from pytensor_mvn_rewrites.lower.numba.lanes import LANES_MAX_N, STRAIGHT_MAX_N, LanesSpec
 from pytensor_mvn_rewrites.lower.numba_backend import (
     BatchLayout,
     NumbaGaussianOp,
@@ -116,7 +116,8 @@ class KernelSpec:
         """The kernel for matrices side by side, where every row has its own matrix."""
         if self.n is None or not 1 <= self.n <= LANES_MAX_N or "R" in self.layout.joint:
             return None
-        return LanesSpec(self.is_logp, self.param, self.n, self.wants_vectors, self.wants_matrix)
+        n = self.n if self.n <= STRAIGHT_MAX_N else 0
+        return LanesSpec(self.is_logp, self.param, n, self.wants_vectors, self.wants_matrix)
 
     def axes(self, name: str) -> str:
         """Batch axes of an operand or output."""

@@ -28,8 +28,10 @@ from pytensor_mvn_rewrites.lower.numba.jit import (
     njit_exact,
     words,
 )
+from pytensor_mvn_rewrites.lower.numba.lane_loops import emit_loops, scratch_size
 from pytensor_mvn_rewrites.lower.numba.vectors import (
     WIDTH,
+    Index,
     Memory,
     Vec,
     dot,
@@ -40,13 +42,14 @@ from pytensor_mvn_rewrites.lower.numba.vectors import (
     store,
     store_bool,
     store_fields,
+    store_flags,
 )
 
 #: Largest core size with straight-line code: beyond it compile time grows faster than speed
 STRAIGHT_MAX_N = 12
 
 #: Largest core size done in lanes: beyond it the scratch leaves the cache, and LAPACK is as fast
-LANES_MAX_N = 12
+LANES_MAX_N = 48
 
 #: Outside of these the reciprocal of a pivot, or its logarithm, is not accurate
 LOWEST_PIVOT, HIGHEST_PIVOT = 1e-300, 1e300
@@ -71,7 +74,7 @@ class LanesSpec:
         Whether it computes a log-density rather than its two halves.
     param : {"cov", "chol", "tau"}
     n : int
-        Core size.
+        Core size; 0 for a kernel with loops, which serves all sizes above `STRAIGHT_MAX_N`.
     wants_vectors, wants_matrix : bool
         Whether gradients are wanted.
     """
@@ -110,31 +113,37 @@ def lanes_kernel(spec: LanesSpec) -> Callable:
 
 # --- the loop over blocks ---------------------------------------------------------------------
 
-# specialised by lanes_kernel
+# what lanes_kernel specialises: functions and constants of the loop below
 block: Callable = njit_exact
 CORE_SIZE = PARAM_CODE = IS_LOGP_CODE = 0
 
 
 def run_blocks(table):
     """Loop over blocks of eight matrices: pack where needed, compute, repair, unpack."""
-    buffer = np.zeros(WIDTH * (2 * CORE_SIZE**2 + 4 * CORE_SIZE + 4))
+    n = CORE_SIZE if CORE_SIZE else table[N]
+    scratch = np.empty(1 if CORE_SIZE else scratch_size(n))
+    buffer = np.zeros(WIDTH * (2 * n**2 + 4 * n + 5))
     # of each operand and output: its shape, its buffer, where the block finds it, its next place
     shapes = words()
     home = words()
     at = words()
     step = words()
-    in_place = find_places(table, CORE_SIZE, data_address(buffer), shapes, home, at, step)
+    in_place = find_places(table, n, aligned(data_address(buffer)), shapes, home, at, step)
+    at[N_PLACES] = aligned(data_address(scratch))
     redo_table = words()
     n_m = table[N_M]
     for m in range(0, n_m, WIDTH):
         count = min(WIDTH, n_m - m)
         if not in_place or m == 0 or count < WIDTH:
             pack(table, shapes, home, at, m, count)
-        fine = block(at)
+        fine = block(at, n)
         if table[POSDEF] != 0:
-            for lane in range(count):
-                address = table[POSDEF] + (m + lane) * table[POSDEF + 2]
-                store_bool(address, (fine >> lane) & 1 != 0)
+            flags = table[POSDEF] + m * table[POSDEF + 2]
+            if count == WIDTH and table[POSDEF + 2] == 1:
+                store_flags(flags, fine)
+            else:
+                for lane in range(count):
+                    store_bool(flags + lane * table[POSDEF + 2], (fine >> lane) & 1 != 0)
         if fine != ALL:
             redo_table[PARAM], redo_table[IS_LOGP] = PARAM_CODE, IS_LOGP_CODE
             for lane in range(count):
@@ -146,7 +155,13 @@ def run_blocks(table):
         for k in range(N_PLACES):
             at[k] += step[k]
     # Numba frees an array after its last use, and takes no notice of the use of its address
-    buffer[0] = 0.0
+    buffer[0] = scratch[0] = 0.0
+
+
+@njit_exact
+def aligned(address):
+    """The next address at which a vector starts a cache line."""
+    return (address + 8 * WIDTH - 1) & -(8 * WIDTH)
 
 
 @njit_exact
@@ -237,44 +252,69 @@ def fill_redo_table(redo_table, table, shapes, at, m, lane):
 
 
 def block_intrinsic(spec: LanesSpec) -> Callable:
-    """Make ``block(at)``: compute eight matrices, return which of them are fine as bits."""
+    """Make ``block(at, n)``: compute eight matrices, return which of them are fine as bits."""
 
     @intrinsic
-    def block(typingctx, at):
+    def block(typingctx, at, n):
         def codegen(context, builder, signature, args):
             addresses = [
                 builder.load(builder.gep(args[0], [ir.Constant(ir.IntType(64), k)]))
-                for k in range(N_PLACES)
+                for k in range(N_PLACES + 1)
             ]
-            places = [Memory(builder, address) for address in addresses]
-            return mask_to_int(builder, emit_block(spec, *places))
+            places = [Memory(builder, address) for address in addresses[:-1]]
+            scratch = Memory(builder, addresses[-1], align=8 * WIDTH)
+            return mask_to_int(builder, emit_block(spec, args[1], scratch, *places))
 
-        return types.intp(at), codegen
+        return types.intp(at, types.intp), codegen
 
     return block
 
 
 def emit_block(
-    spec: LanesSpec, value, mu, matrix, g_first, g_second, first, second, dvalue, dmu, dmatrix
+    spec: LanesSpec, n: ir.Value, scratch: Memory, value, mu, matrix, g_first, g_second, *outputs
 ) -> ir.Value:
     """Emit the code of one block; return the mask of the lanes that are fine."""
+    first, second, *gradients = outputs
+    builder = value.builder
+    # the cotangents of quaddist and half_logdet
+    g = g_first.load(0)
+    cotangents = (-0.5 * g, -g) if spec.is_logp else (g, g_second.load(0))
+    if spec.n:
+        quad, log_pivots, fine = emit_straight(spec, value, mu, matrix, cotangents, gradients)
+        size = Vec.full(builder, spec.n)
+    else:
+        places = (value, mu, matrix, *cotangents, *gradients)
+        limits = LOWEST_PIVOT, HIGHEST_PIVOT
+        quad, log_pivots, fine = emit_loops(spec, Index(builder, n), scratch, places, limits)
+        size = Vec.from_int(builder, n)
+    fine = builder.and_(fine, quad.within(-HIGHEST_PIVOT, HIGHEST_PIVOT))
+
+    half_logdet = log_pivots * {"cov": 0.5, "chol": 1.0, "tau": -0.5}[spec.param]
+    if spec.is_logp:
+        first.store(-0.5 * quad - half_logdet - HALF_LOG_2PI * size, 0)
+    else:
+        first.store(quad, 0)
+        second.store(half_logdet, 0)
+    return fine
+
+
+def emit_straight(
+    spec: LanesSpec, value: Memory, mu: Memory, matrix: Memory, cotangents, gradients
+) -> tuple[Vec, Vec, ir.Value]:
+    """Emit straight-line code: quadratic form, logarithm of the pivots, mask of what is fine."""
     n, builder = spec.n, value.builder
     lower = [(i, j) for i in range(n) for j in range(i + 1)]
     fields = load_fields(matrix, n * n, [i * n + j for i, j in lower])
     s = {(i, j): fields[i * n + j] for i, j in lower}
     means = load_fields(mu, n, range(n))
     d = [x - means[i] for i, x in load_fields(value, n, range(n)).items()]
-    g_quad, g_half_logdet = cotangents(spec, g_first, g_second)
 
-    formulas = {"cov": cov_formulas, "chol": chol_formulas, "tau": tau_formulas}[spec.param]
-    pivots, quad, u, g = formulas(n, s, d, g_quad, g_half_logdet, spec)
+    formulas: Callable = {"cov": cov_formulas, "chol": chol_formulas, "tau": tau_formulas}[
+        spec.param
+    ]
+    pivots, quad, u, g = formulas(n, s, d, *cotangents, spec)
 
-    half_logdet = log_of_product(pivots) * {"cov": 0.5, "chol": 1.0, "tau": -0.5}[spec.param]
-    if spec.is_logp:
-        first.store(-0.5 * quad - half_logdet - HALF_LOG_2PI * n, 0)
-    else:
-        first.store(quad, 0)
-        second.store(half_logdet, 0)
+    dvalue, dmu, dmatrix = gradients
     if spec.wants_vectors:
         store_fields(dvalue, u)
         if spec.is_logp:
@@ -283,16 +323,10 @@ def emit_block(
         zero = Vec.full(builder, 0.0)
         store_fields(dmatrix, [g[i, j] if j <= i else zero for i in range(n) for j in range(n)])
 
-    fine = quad.within(-HIGHEST_PIVOT, HIGHEST_PIVOT)
-    for pivot in pivots:
+    fine = pivots[0].within(LOWEST_PIVOT, HIGHEST_PIVOT)
+    for pivot in pivots[1:]:
         fine = builder.and_(fine, pivot.within(LOWEST_PIVOT, HIGHEST_PIVOT))
-    return fine
-
-
-def cotangents(spec: LanesSpec, g_first: Memory, g_second: Memory) -> tuple[Vec, Vec]:
-    """The cotangents of quaddist and half_logdet."""
-    g = g_first.load(0)
-    return (-0.5 * g, -g) if spec.is_logp else (g, g_second.load(0))
+    return quad, log_of_product(pivots), fine
 
 
 Matrix = dict[tuple[int, int], Vec]

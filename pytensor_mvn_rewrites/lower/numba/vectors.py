@@ -42,6 +42,15 @@ class Vec:
         """The same number eight times."""
         return cls(builder, ir.Constant(_VECTOR, [float(number)] * WIDTH))
 
+    @classmethod
+    def from_int(cls, builder: ir.IRBuilder, number: ir.Value) -> "Vec":
+        """An integer known at run time, eight times."""
+        one = builder.insert_element(
+            _VECTOR(ir.Undefined), builder.sitofp(number, _DOUBLE), _INT32(0)
+        )
+        zeros = ir.Constant(ir.VectorType(_INT32, WIDTH), [0] * WIDTH)
+        return cls(builder, builder.shuffle_vector(one, one, zeros))
+
     def _operand(self, other: "Vec | float") -> ir.Value:
         return other.value if isinstance(other, Vec) else Vec.full(self.builder, other).value
 
@@ -71,6 +80,13 @@ class Vec:
 
     def __neg__(self):
         return Vec(self.builder, self.builder.fneg(self.value))
+
+    def sqrt(self) -> "Vec":
+        """Square roots; NaN for negative numbers."""
+        name = f"llvm.sqrt.v{WIDTH}f64"
+        function_type = ir.FunctionType(_VECTOR, [_VECTOR])
+        function = cgutils.get_or_insert_function(self.builder.module, function_type, name)
+        return Vec(self.builder, self.builder.call(function, [self.value]))
 
     def within(self, low: float, high: float) -> ir.Value:
         """Mask of ``low <= self <= high``; NaN is outside."""
@@ -147,13 +163,17 @@ _LOG_COEFFICIENTS = (
 
 
 def log_of_product(factors: Sequence[Vec]) -> Vec:
-    r"""The logarithm of the product of positive normal numbers, by one polynomial.
+    """The logarithm of the product of positive normal numbers."""
+    return log_of_split(*split_exponents(factors))
+
+
+def log_of_split(mantissa: Vec, k: Vec) -> Vec:
+    r"""The logarithm of ``mantissa * 2**k``, for a mantissa of :func:`split_exponents`.
 
     With :math:`x = 2^k (1 + f)`, :math:`\log x = k \log 2 + \log(1 + f)`; the polynomial in
     :math:`q = f / (2 + f)` is that of FreeBSD's ``e_log.c`` (K. C. Ng), accurate to one unit in
     the last place.
     """
-    mantissa, k = split_exponents(factors)
     f = mantissa - 1.0
     q = f / (f + 2.0)
     q2 = q * q
@@ -168,12 +188,6 @@ def log_of_product(factors: Sequence[Vec]) -> Vec:
 def mask_to_int(builder: ir.IRBuilder, mask: ir.Value) -> ir.Value:
     """The mask as the lowest eight bits of an integer, the first lane lowest."""
     return builder.zext(builder.bitcast(mask, ir.IntType(WIDTH)), _INT64)
-
-
-def store_mask(builder: ir.IRBuilder, mask: ir.Value, address: ir.Value) -> None:
-    """Write the mask as eight bytes of zero or one."""
-    bytes_ = builder.zext(mask, ir.VectorType(ir.IntType(8), WIDTH))
-    builder.store(bytes_, builder.inttoptr(address, bytes_.type.as_pointer()), align=1)
 
 
 # --- memory ---------------------------------------------------------------------------------
@@ -341,13 +355,61 @@ class Variable:
         self.builder.store(vector.value, self.slot)
 
 
+class Index:
+    """An integer known at run time."""
+
+    def __init__(self, builder: ir.IRBuilder, value: ir.Value):
+        self.builder = builder
+        self.value = value
+
+    @classmethod
+    def constant(cls, builder: ir.IRBuilder, number: int) -> "Index":
+        """An integer known now."""
+        return cls(builder, ir.Constant(_INT64, number))
+
+    def _operand(self, other: "Index | int") -> ir.Value:
+        return other.value if isinstance(other, Index) else ir.Constant(_INT64, other)
+
+    def __add__(self, other):
+        return Index(self.builder, self.builder.add(self.value, self._operand(other)))
+
+    def __sub__(self, other):
+        return Index(self.builder, self.builder.sub(self.value, self._operand(other)))
+
+    def __mul__(self, other):
+        return Index(self.builder, self.builder.mul(self.value, self._operand(other)))
+
+    def __floordiv__(self, other):
+        return Index(self.builder, self.builder.udiv(self.value, self._operand(other)))
+
+    def half(self) -> "Index":
+        """Half of an even number."""
+        return Index(self.builder, self.builder.lshr(self.value, ir.Constant(_INT64, 1)))
+
+    def if_at_most(self, small: "Index", large: "Index", otherwise: "Index") -> "Index":
+        """Return `self` where ``small <= large``, else `otherwise`."""
+        mask = self.builder.icmp_signed("<=", small.value, large.value)
+        return Index(self.builder, self.builder.select(mask, self.value, otherwise.value))
+
+
 @contextmanager
-def loop(builder: ir.IRBuilder, start: ir.Value, stop: ir.Value, step: int = 1):
-    """Emit a loop over integers; the context's value is the index."""
+def loop(
+    builder: ir.IRBuilder,
+    start: Index | int,
+    stop: Index | int,
+    step: int = 1,
+    last: Index | None = None,
+) -> Iterator[Index]:
+    """Emit a loop over integers; the context's value is the index, at most `last`."""
+    bounds = [
+        bound if isinstance(bound, Index) else Index.constant(builder, bound)
+        for bound in (start, stop)
+    ]
     with cgutils.for_range_slice(
-        builder, start, stop, ir.Constant(_INT64, step), _INT64, inc=True
-    ) as (index, _):
-        yield index
+        builder, bounds[0].value, bounds[1].value, ir.Constant(_INT64, step), _INT64
+    ) as (value, _):
+        index = Index(builder, value)
+        yield index if last is None else index.if_at_most(index, last, last)
 
 
 @intrinsic
@@ -381,3 +443,19 @@ def store_bool(typingctx, address, flag):
         return context.get_dummy_value()
 
     return types.void(types.intp, types.boolean), codegen
+
+
+@intrinsic
+def store_flags(typingctx, address, flags):
+    """Write the lowest eight bits of an integer as eight NumPy booleans, the lowest first."""
+
+    def codegen(context, builder, signature, args):
+        mask = builder.bitcast(
+            builder.trunc(args[1], ir.IntType(WIDTH)), ir.VectorType(ir.IntType(1), WIDTH)
+        )
+        booleans = builder.zext(mask, ir.VectorType(ir.IntType(8), WIDTH))
+        pointer = builder.inttoptr(args[0], booleans.type.as_pointer())
+        builder.store(booleans, pointer, align=1)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp), codegen
