@@ -1,0 +1,331 @@
+"""Covariances that are block-diagonal, in every form in which they are written."""
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+import numpy as np
+import pytensor.tensor as pt
+from pytensor.graph.basic import Constant, Variable
+from pytensor.graph.rewriting.basic import node_rewriter
+from pytensor.scalar.basic import Add
+from pytensor.tensor.basic import Join
+from pytensor.tensor.blockwise import Blockwise
+from pytensor.tensor.elemwise import DimShuffle, Elemwise
+from pytensor.tensor.linalg.constructors import BlockDiagonal
+from pytensor.tensor.math import Sum
+from pytensor.tensor.shape import specify_shape
+from pytensor.tensor.subtensor import IncSubtensor, indices_from_subtensor
+from scipy.sparse.csgraph import connected_components
+
+from pytensor_mvn_rewrites.matching import (
+    Tensor,
+    is_real_float,
+    scalar_constant,
+    without_leading_ones,
+)
+from pytensor_mvn_rewrites.ops import InvQuadLogdet, MvNormalLogp
+from pytensor_mvn_rewrites.pipeline import structure
+from pytensor_mvn_rewrites.structure._assemble import outputs_like
+from pytensor_mvn_rewrites.structure._kron import (
+    kron_factors,
+    kron_operands,
+    multiple_of_identity,
+    split_scale,
+    static_size,
+)
+from pytensor_mvn_rewrites.structure.diagonal import diagonal_of
+
+#: A constant matrix of blocks of several sizes is split from this size on: each size is a node.
+MIN_RAGGED_CONSTANT = 32
+
+
+@dataclass
+class Blocks:
+    """Blocks of one size: where they are, and what they are."""
+
+    #: The rows of the whole matrix that each block takes, shape (K, n).
+    positions: np.ndarray
+    #: Shape (..., K, n, n), or (..., 1, n, n) if they are all the same.
+    matrices: Tensor
+
+
+@structure
+@node_rewriter([MvNormalLogp, InvQuadLogdet])
+def matrix_is_block_diagonal(fgraph, node):
+    r"""MvNormalLogp(x, mu, block_diag(S_1, ..., S_B)) -> sum(MvNormalLogp(X, M, S)), S the stack.
+
+    .. math:: \log N(x \mid \mu, \oplus_b \Sigma_b) = \sum_b \log N(x_b \mid \mu_b, \Sigma_b)
+
+    The same for both outputs of ``InvQuadLogdet``, and for block-diagonal Cholesky factors and
+    precisions. Equal sizes become one batched node, so there is one node for each size. Cost:
+    :math:`O((\sum n_b)^3) \to O(\sum n_b^3)`. NaN as soon as one block is not positive definite,
+    which is when the whole matrix is not.
+    Declines unless every block is provably square and of known size, and for overlapping blocks.
+    """
+    *vectors, matrix = node.inputs
+    n = static_size(matrix)
+    groups = blocks_of(matrix)
+    if n is None or groups is None or not is_real_float(matrix):
+        return None
+    if any(vector.type.shape[-1] not in (None, n) for vector in vectors):
+        return None
+    results = []
+    for blocks in groups:
+        matrices = blocks.matrices.astype(matrix.type.dtype)
+        outputs = type(node.op)(param=node.op.param)(
+            *(take(vector, blocks.positions, n) for vector in vectors),
+            without_leading_ones(matrices, 2),
+            return_list=True,
+        )
+        results.append(
+            [out.all(axis=-1) if out.type.dtype == "bool" else out.sum(axis=-1) for out in outputs]
+        )
+    totals = [
+        reduce(pt.and_ if parts[0].type.dtype == "bool" else pt.add, parts)
+        for parts in zip(*results, strict=True)
+    ]
+    return outputs_like(node, totals)
+
+
+def take(vector: Tensor, positions: np.ndarray, n: int) -> Tensor:
+    """``vector[..., positions]``, as a reshape where the order allows it."""
+    if vector.type.shape[-1] is None:
+        # a gather or a slice would accept a vector that is too long
+        vector = specify_shape(vector, (*(None,) * (vector.type.ndim - 1), n))
+    first, count = int(positions.min()), positions.size
+    batch = tuple(vector.shape)[:-1]
+    for order in (positions, positions.T):
+        if np.array_equal(order.ravel(), np.arange(first, first + count)):
+            if count < n:
+                vector = vector[..., first : first + count]
+            taken = vector.reshape((*batch, *order.shape))
+            return taken if order is positions else taken.mT
+    return vector[..., positions]
+
+
+def blocks_of(matrix: Tensor) -> list[Blocks] | None:
+    """The blocks of a block-diagonal matrix, one entry for each size; None for any other matrix."""
+    if static_size(matrix) is None or diagonal_of(matrix) is not None:
+        return None
+    scale, core = split_scale(matrix)
+    for find in (
+        blocks_of_block_diag,
+        blocks_of_kron_with_identity,
+        blocks_of_sum_of_krons,
+        blocks_of_assignments,
+        blocks_of_constant,
+    ):
+        groups = find(core)
+        if groups is not None:
+            break
+    else:
+        return None
+    if scale is None:
+        return groups
+    return [Blocks(blocks.positions, scale[..., None, :, :] * blocks.matrices) for blocks in groups]
+
+
+def stacked_by_size(blocks: list[tuple[int, Tensor]]) -> list[Blocks] | None:
+    """Equal blocks in one stack; `blocks` are (first row, matrix)."""
+    by_type = defaultdict(list)
+    for start, block in blocks:
+        if static_size(block) is None:
+            return None
+        by_type[block.type.shape[-1], block.type.broadcastable].append((start, block))
+    groups = []
+    for (n, _), members in by_type.items():
+        positions = np.asarray([start for start, _ in members])[:, None] + np.arange(n)
+        matrices = [block for _, block in members]
+        if all(block is matrices[0] for block in matrices):
+            matrices = matrices[:1]
+        groups.append(Blocks(positions, pt.stack(matrices, axis=matrices[0].type.ndim - 2)))
+    return groups
+
+
+def blocks_of_block_diag(matrix: Tensor) -> list[Blocks] | None:
+    """``block_diag(S_1, ..., S_B)``."""
+    match matrix.owner_op_and_inputs:
+        case (BlockDiagonal() | Blockwise(BlockDiagonal()), *blocks):
+            sizes = [static_size(block) for block in blocks]
+            if None in sizes:
+                return None
+            starts = np.cumsum([0, *sizes[:-1]])
+            return stacked_by_size(list(zip(starts.tolist(), blocks, strict=True)))
+    return None
+
+
+def blocks_of_kron_with_identity(matrix: Tensor) -> list[Blocks] | None:
+    """``kron(A, eye(K), B)``: K times kron(A, B), which take every K-th group of rows."""
+    scale, factors = kron_factors(matrix)
+    sizes = [static_size(factor) or 0 for factor in factors]
+    if len(factors) == 1 or 0 in sizes:
+        return None
+    weights = [multiple_of_identity(factor) for factor in factors]
+    if all(weight is None for weight in weights):
+        return None
+    i, weight = next((i, weight) for i, weight in enumerate(weights) if weight is not None)
+    rest = [*factors[:i], *factors[i + 1 :]]
+    if len(rest) > 1 and any(other.type.ndim > 2 for other in rest):
+        return None
+    block = rest[0]
+    for other in rest[1:]:
+        block = pt.linalg.kron(block, other)
+    if weight != 1:
+        block = np.asarray(weight, dtype=block.type.dtype) * block
+    if scale is not None:
+        block = scale * block
+    left, k = math.prod(sizes[:i]), sizes[i]
+    positions = np.arange(math.prod(sizes)).reshape(left, k, -1)
+    return [Blocks(positions.swapaxes(0, 1).reshape(k, -1), block[..., None, :, :])]
+
+
+def blocks_of_sum_of_krons(matrix: Tensor) -> list[Blocks] | None:
+    """``kron(e_1 e_1', S_1) + ... + kron(e_B e_B', S_B)``, as a sum of terms or over a stack."""
+    found = operands_of_sum(matrix)
+    if found is None:
+        return None
+    indicators, terms = found
+    if any(np.any(indicator * (1 - np.eye(len(indicator)))) for indicator in indicators):
+        return None
+    # weights[t, k]: how often term t goes into block k
+    weights = np.diagonal(indicators, axis1=-2, axis2=-1)
+    if not np.all(np.count_nonzero(weights, axis=0) == 1):
+        return None
+    k = weights.shape[1]
+    source = np.argmax(weights != 0, axis=0)
+    if isinstance(terms, list):
+        matrices = pt.stack([terms[t] for t in source])
+    else:
+        matrices = terms if np.array_equal(source, np.arange(len(weights))) else terms[source]
+    weight = weights[source, np.arange(k)]
+    if np.any(weight != 1):
+        matrices = weight[:, None, None].astype(matrices.type.dtype) * matrices
+    return [Blocks(np.arange(matrix.type.shape[-1]).reshape(k, -1), matrices)]
+
+
+def operands_of_sum(matrix: Tensor) -> tuple[np.ndarray, list[Tensor] | Tensor] | None:
+    """The left operands, shape (T, K, K), and the T right ones: a list or a stack."""
+    match matrix.owner_op_and_inputs:
+        case (Elemwise(scalar_op=Add()), *terms):
+            pass
+        case (Sum(axis=(0,)), Variable() as stack) if stack.type.ndim == 3:
+            match stack.owner_op_and_inputs:
+                case (Join(axis=0), *terms):
+                    terms = [without_stacking(term) for term in terms]
+                case _:
+                    operands = kron_operands(stack)
+                    if operands is None or not all(op.type.ndim == 3 for op in operands):
+                        return None
+                    return as_operands(*operands) if None not in operands[1].type.shape else None
+        case _:
+            return None
+    indicators, rights = [], []
+    for term in terms:
+        if term is None:
+            return None
+        scale, core = split_scale(term)
+        operands = kron_operands(core)
+        if operands is None or not isinstance(operands[0], Constant):
+            return None
+        left, right = operands
+        if right.type.ndim != 2 or left.type.ndim != 2 or static_size(right) is None:
+            return None
+        indicators.append(np.asarray(left.data))
+        rights.append(right if scale is None else scale * right)
+    if len({(*i.shape, *r.type.shape) for i, r in zip(indicators, rights, strict=True)}) != 1:
+        return None
+    return np.stack(indicators), rights
+
+
+def as_operands(left: Tensor, right: Tensor):
+    """The operands of a stack of Kronecker products, if the left ones are constants."""
+    if not isinstance(left, Constant) or static_size(right) is None:
+        return None
+    data = np.asarray(left.data)
+    if len(data) != right.type.shape[0] or data.shape[-1] != data.shape[-2]:
+        return None
+    return data, right
+
+
+def without_stacking(term: Tensor) -> Tensor | None:
+    """The matrix that is one entry of a stack."""
+    match term.owner_op_and_inputs:
+        case (DimShuffle(new_order=("x", 0, 1)), matrix):
+            return matrix
+    return None
+
+
+def blocks_of_assignments(matrix: Tensor) -> list[Blocks] | None:
+    """``zeros[a:b, a:b].set(S_1)[b:c, b:c].set(S_2)``..."""
+    n = matrix.type.shape[-1]
+    blocks: list[tuple[int, Tensor]] = []
+    base = matrix
+    while isinstance(base.owner_op, IncSubtensor):
+        inner, block, *index = base.owner.inputs
+        *batch, rows, columns = indices_from_subtensor(index, base.owner.op.idx_list)
+        if not all(isinstance(index, slice) for index in (*batch, rows, columns)):
+            return None
+        span = constant_range(rows, n)
+        if span is None or span != constant_range(columns, n) or len(batch) + 2 != base.type.ndim:
+            return None
+        if any(index != slice(None) for index in batch) or block.type.ndim < 2:
+            return None
+        # a value of another shape would be broadcast
+        if static_size(block) != span.stop - span.start:
+            return None
+        blocks.append((span.start, block))
+        base = inner
+    if not blocks or scalar_constant(base) != 0:
+        return None
+    blocks.sort(key=lambda block: block[0])
+    ends = [start + block.type.shape[-1] for start, block in blocks]
+    if [start for start, _ in blocks] != [0, *ends[:-1]] or ends[-1] != n or len(blocks) == 1:
+        return None
+    return stacked_by_size(blocks)
+
+
+def constant_range(index: Any, n: int) -> range | None:
+    """The rows that a slice with constant bounds takes."""
+    bounds = []
+    for bound in (index.start, index.stop, index.step):
+        value = None if bound is None else scalar_constant(pt.as_tensor(bound))
+        if bound is not None and value is None:
+            return None
+        bounds.append(None if value is None else int(value))
+    taken = range(n)[slice(*bounds)]
+    return taken if taken.step == 1 else None
+
+
+def blocks_of_constant(matrix: Tensor) -> list[Blocks] | None:
+    """A constant that is block-diagonal after a permutation of its rows and columns."""
+    if not isinstance(matrix, Constant):
+        return None
+    data = np.asarray(matrix.data)
+    n = data.shape[-1]
+    n_blocks, label = components(matrix)
+    by_size = defaultdict(list)
+    for block in range(n_blocks):
+        rows = np.flatnonzero(label == block)
+        by_size[len(rows)].append(rows)
+    if n_blocks < 2 or (len(by_size) > 1 and n < MIN_RAGGED_CONSTANT):
+        return None
+    groups = []
+    for members in by_size.values():
+        positions = np.stack(members)
+        matrices = data[..., positions[:, :, None], positions[:, None, :]]
+        groups.append(Blocks(positions, pt.constant(matrices)))
+    return groups
+
+
+def components(matrix: Constant) -> tuple[int, np.ndarray]:
+    """Connected components of the nonzero pattern: their number, and that of each row; kept."""
+    known = getattr(matrix.tag, "components", None)
+    if known is None:
+        data = np.asarray(matrix.data)
+        # only the lower triangle is read
+        pattern = np.tril((data != 0).any(axis=tuple(range(data.ndim - 2))))
+        known = matrix.tag.components = connected_components(pattern, directed=False)
+    return known
