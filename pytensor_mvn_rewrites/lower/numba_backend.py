@@ -23,7 +23,7 @@ from pytensor_mvn_rewrites.ops import (
     MvNormalLogp,
     MvNormalLogpPullback,
 )
-from pytensor_mvn_rewrites.ops.gaussian import sum_to_type
+from pytensor_mvn_rewrites.ops.gaussian import GaussianOp, sum_to_type
 from pytensor_mvn_rewrites.pipeline import lower
 
 #: Kinds of dtypes that the kernels accept, as NumPy's ``dtype.kind``
@@ -95,8 +95,8 @@ class NumbaGaussianOp(Op):
     __props__ = ("param", "outputs", "n", "layout")
 
     #: The ops that this one stands for
-    forward_op: type
-    pullback_op: type
+    forward_op: type[GaussianOp]
+    pullback_op: type[GaussianOp]
     forward_outputs: tuple[str, ...]
     gradient_outputs: tuple[str, ...]
 
@@ -230,14 +230,16 @@ def compiles_for_numba() -> bool:
     return not isinstance(mode, Mode) or isinstance(mode.linker, NumbaLinker)
 
 
-def find_groups(fgraph) -> Iterator[tuple[type, Apply | None, Apply | None]]:
+def find_groups(
+    fgraph,
+) -> Iterator[tuple[type[NumbaGaussianOp], Apply | None, Apply | None]]:
     """Yield (lowered op, forward node or None, pullback node or None), forward nodes paired first.
 
     Nodes are paired when their forward inputs are the same variables and no cycle arises.
     """
     classes = {op: cls for cls in LOWERED_OPS for op in (cls.forward_op, cls.pullback_op)}
     nodes = [node for node in fgraph.toposort() if type(node.op) in classes]
-    forwards = {}
+    forwards: dict[tuple, Apply] = {}
     for node in nodes:
         cls = classes[type(node.op)]
         if isinstance(node.op, cls.forward_op) and is_lowerable(node):
@@ -305,12 +307,14 @@ def lowered(fgraph, cls: type[NumbaGaussianOp], forward: Apply | None, pullback:
         old |= zip(cls.forward_outputs, forward.outputs, strict=True)
     if pullback is not None:
         old |= zip(cls.gradient_outputs, pullback.outputs, strict=True)
+    node = forward or pullback
+    assert node is not None, "a group holds at least one node"
     old = {name: out for name, out in old.items() if fgraph.clients.get(out)}
     wanted = tuple(name for name in (*cls.forward_outputs, *cls.gradient_outputs) if name in old)
     if not wanted:
         return []
     n_forward = len(cls.forward_op.core_ndims)
-    if any(name in cls.gradient_outputs for name in wanted):
+    if pullback is not None and any(name in cls.gradient_outputs for name in wanted):
         inputs = list(pullback.inputs)
         core_ndims = cls.pullback_op.core_ndims
         inputs[n_forward:] = [
@@ -318,9 +322,9 @@ def lowered(fgraph, cls: type[NumbaGaussianOp], forward: Apply | None, pullback:
             for inp in inputs[n_forward:]
         ]
     else:
-        inputs = list((forward or pullback).inputs[:n_forward])
+        inputs = list(node.inputs[:n_forward])
         core_ndims = cls.forward_op.core_ndims
-    param = (forward or pullback).op.param
+    param = node.op.param  # type: ignore[attr-defined]
     new = dict(zip(wanted, apply_lowered(cls, param, wanted, inputs, core_ndims), strict=True))
     return [(out, matched_type(new[name], out)) for name, out in old.items()]
 

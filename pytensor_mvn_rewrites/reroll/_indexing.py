@@ -30,7 +30,7 @@ def batch_of_slices(pack: Sequence[Variable]) -> Variable | None:
     return batch_of_indices(first.op, source, [node.inputs[1:] for node in nodes])
 
 
-def batch_of_indices(op, source, indices: Sequence[Sequence[Variable]]) -> Variable | None:
+def batch_of_indices(op, source, indices: Sequence[Sequence]) -> Variable | None:
     """The same for a `source` and the index variables of each member of the pack."""
     if not all(isinstance(index, Constant) for row in indices for index in row):
         return None
@@ -179,7 +179,7 @@ def _index_first(source, indices, int_axes: Sequence[int]) -> TensorVariable:
     return pt.moveaxis(batch, int_axes[0], 0) if adjacent and int_axes[0] else batch
 
 
-def _specify_length(batch, count: int) -> Variable:
+def _specify_length(batch, count: int) -> TensorVariable:
     # not None where a length is unknown: PyTensor's local_subtensor_SpecifyShape_lift fails on it
     static, symbolic = batch.type.shape, batch.shape
     rest = [symbolic[i] if static[i] is None else static[i] for i in range(1, batch.type.ndim)]

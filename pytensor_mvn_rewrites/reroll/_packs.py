@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 
 from pymc.logprob.abstract import MeasurableOp
 from pytensor.graph.basic import Variable
@@ -108,9 +107,5 @@ def _named_input(var: Variable) -> str | None:
 
 def holds_random_variables(fgraph) -> bool:
     """Whether the graph draws random variables, or is PyMC's intermediate representation."""
-    return any(_is_random(type(node.op)) for node in fgraph.apply_nodes)
-
-
-@cache
-def _is_random(op_type: type) -> bool:
-    return issubclass(op_type, RandomVariable | MeasurableOp)
+    op_types = {type(node.op) for node in fgraph.apply_nodes}
+    return any(issubclass(op_type, RandomVariable | MeasurableOp) for op_type in op_types)
