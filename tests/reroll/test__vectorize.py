@@ -52,7 +52,7 @@ OPS = {
     "cumsum of all": lambda v, i: pt.cumsum(pt.outer(v, v)),
     "max": lambda v, i: pt.max(pt.outer(v, v), axis=1),
     "argmax": lambda v, i: pt.argmax(v) * v,
-    "sort": lambda v, i: pt.sort(v),
+    "sort": lambda v, i: pt.sort(v) * ROOM[1],
     "dot of vectors": lambda v, i: v @ (2 * v),
     "vector times matrix": lambda v, i: v @ ROOM.T,
     "matrix times vector": lambda v, i: ROOM @ v,
@@ -105,6 +105,7 @@ STAY = {
     "different masks",
     "different entries set",
     "different blocks set",
+    "sort",
     "scan",
     "ifelse",
 }
