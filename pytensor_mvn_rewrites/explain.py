@@ -69,7 +69,7 @@ def explain(model: pm.Model | Variable) -> Explanation:
     >>> import numpy as np, pymc as pm
     >>> with pm.Model() as model:
     ...     for n in range(3):
-    ...         x = pm.MvNormal(f"x_{n}", mu=np.full(2, n), cov=np.eye(2))
+    ...         x = pm.MvNormal(f"x_{n}", mu=np.full(2, n), cov=[[2, 1], [1, 2]])
     >>> explain(model).fused
     ('MvNormalLogp{cov}',)
     """
