@@ -18,7 +18,6 @@ from pytensor.tensor.linalg.constructors import BlockDiagonal
 from pytensor.tensor.math import Sum
 from pytensor.tensor.shape import specify_shape
 from pytensor.tensor.subtensor import IncSubtensor, indices_from_subtensor
-from scipy.sparse.csgraph import connected_components
 
 from pytensor_mvn_rewrites.matching import (
     Tensor,
@@ -322,6 +321,9 @@ def blocks_of_constant(matrix: Tensor) -> list[Blocks] | None:
 
 def components(matrix: Constant) -> tuple[int, np.ndarray]:
     """Connected components of the nonzero pattern: their number, and that of each row; kept."""
+    # loads most of SciPy's sparse matrices, which few models need
+    from scipy.sparse.csgraph import connected_components
+
     known = getattr(matrix.tag, "components", None)
     if known is None:
         data = np.asarray(matrix.data)
