@@ -1,7 +1,7 @@
 """Covariances that are given through their Cholesky factor."""
 
 from pytensor.assumptions import LOWER_TRIANGULAR, UPPER_TRIANGULAR, check_assumption
-from pytensor.graph.rewriting.basic import copy_stack_trace, node_rewriter
+from pytensor.graph.rewriting.basic import node_rewriter
 from pytensor.tensor.blockwise import Blockwise
 from pytensor.tensor.elemwise import DimShuffle
 from pytensor.tensor.math import Dot
@@ -14,6 +14,7 @@ from pytensor_mvn_rewrites.matching import (
 )
 from pytensor_mvn_rewrites.ops import InvQuadLogdet, MvNormalLogp
 from pytensor_mvn_rewrites.pipeline import structure
+from pytensor_mvn_rewrites.structure._assemble import outputs_like
 
 
 @structure
@@ -36,13 +37,7 @@ def cholesky_factor_is_given(fgraph, node):
     if chol is None or chol.type.dtype != cov.type.dtype:
         return None
     outputs = type(node.op)(param="chol")(*vectors, chol, return_list=True)
-    if any(
-        new.type.broadcastable != old.type.broadcastable
-        for new, old in zip(outputs, node.outputs, strict=True)
-    ):
-        return None
-    copy_stack_trace(node.outputs, outputs)
-    return outputs
+    return outputs_like(node, outputs)
 
 
 def given_cholesky_factor(fgraph, cov):

@@ -1,12 +1,13 @@
 """Covariances that are given as the inverse of a precision matrix."""
 
-from pytensor.graph.rewriting.basic import copy_stack_trace, node_rewriter
+from pytensor.graph.rewriting.basic import node_rewriter
 from pytensor.tensor.blockwise import Blockwise
 from pytensor.tensor.linalg.inverse import MatrixInverse
 
 from pytensor_mvn_rewrites.matching import dimshuffled, matrix_view, without_leading_ones
 from pytensor_mvn_rewrites.ops import InvQuadLogdet, MvNormalLogp
 from pytensor_mvn_rewrites.pipeline import structure
+from pytensor_mvn_rewrites.structure._assemble import outputs_like
 
 
 @structure
@@ -41,10 +42,4 @@ def covariance_is_inverse_precision(fgraph, node):
     outputs = type(node.op)(param=other)(
         *vectors, without_leading_ones(inverted, 2), return_list=True
     )
-    if any(
-        new.type.broadcastable != old.type.broadcastable
-        for new, old in zip(outputs, node.outputs, strict=True)
-    ):
-        return None
-    copy_stack_trace(node.outputs, outputs)
-    return outputs
+    return outputs_like(node, outputs)
