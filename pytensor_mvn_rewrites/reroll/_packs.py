@@ -27,7 +27,6 @@ class Pack:
 
     positions: list[int]
     batch: Variable
-    is_view: bool
     anchored: bool
 
 
@@ -89,7 +88,7 @@ class Rerolling:
         if batch.variable is None or not (batch.is_view or batch.saved >= minimum):
             return None
         record(Fired("reroll", self.rule, _describe(members)))
-        return Pack(positions, batch.variable, batch.is_view, anchored)
+        return Pack(positions, batch.variable, anchored)
 
 
 def _describe(members: Sequence[Variable]) -> str:

@@ -95,9 +95,8 @@ def _subtensor_batched_index(node, inputs, batched, count: int) -> Variable:
     entries = node.op.idx_list
     if any(isinstance(entry, slice) and entry != slice(None) for entry in entries):
         raise CannotBatch("slices differ from term to term")
-    first = next((axis for axis, entry in enumerate(entries) if isinstance(entry, int)), 0)
     ints = [axis for axis, entry in enumerate(entries) if isinstance(entry, int)]
-    if first != 0 or ints != list(range(len(ints))):
+    if ints != list(range(len(ints))):
         raise CannotBatch("only leading integer indices are gathered")
     x, *indices = inputs
     rows = [pt.as_tensor_variable(indices[entry]) for entry in entries if isinstance(entry, int)]
