@@ -6,13 +6,13 @@ This module holds the rewrite and the lowered op, and does not import JAX: the i
 
 from functools import cached_property
 
-import numpy as np
 import pytensor
 from pytensor.compile.mode import Mode
 from pytensor.graph.basic import Apply
 from pytensor.graph.op import Op
 from pytensor.link.jax.linker import JAXLinker
 
+from pytensor_mvn_rewrites.lower._pairs import is_lowerable
 from pytensor_mvn_rewrites.ops import (
     InvQuadLogdet,
     InvQuadLogdetPullback,
@@ -29,9 +29,6 @@ REFERENCE_OPS: tuple[type[GaussianOp], ...] = (
     InvQuadLogdet,
     InvQuadLogdetPullback,
 )
-
-#: Kinds of dtypes that the implementation accepts, as NumPy's ``dtype.kind``
-REAL_KINDS = "biuf"
 
 
 class JaxGaussianOp(Op):
@@ -97,7 +94,9 @@ def lower_to_jax(fgraph):
     """
     if not compiles_for_jax():
         return
-    nodes = [node for node in fgraph.toposort() if is_lowerable(node)]
+    nodes = [
+        node for node in fgraph.toposort() if type(node.op) in REFERENCE_OPS and is_lowerable(node)
+    ]
     if not nodes:
         return
     # registers the implementation
@@ -114,19 +113,3 @@ def compiles_for_jax() -> bool:
     """False in the modes of other backends, which reach the rewrite by the opt-in tag."""
     mode = pytensor.config.mode
     return not isinstance(mode, Mode) or isinstance(mode.linker, JAXLinker)
-
-
-def is_lowerable(node: Apply) -> bool:
-    """One of our ops, of real inputs whose core sizes are not known to differ."""
-    if type(node.op) not in REFERENCE_OPS:
-        return False
-    dtypes = [np.dtype(inp.type.dtype) for inp in node.inputs]
-    core_sizes = {
-        size
-        for inp, core in zip(node.inputs, node.op.core_ndims, strict=True)
-        for size in inp.type.shape[inp.type.ndim - core :]
-        if size is not None
-    }
-    return len(core_sizes) <= 1 and all(
-        dtype.kind in REAL_KINDS and dtype != np.float16 for dtype in dtypes
-    )

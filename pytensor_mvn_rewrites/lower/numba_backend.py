@@ -4,7 +4,7 @@ This module holds the rewrite and the lowered ops, and does not import Numba: th
 ``lower.numba`` load when the rewrite finds something to lower.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,6 +17,7 @@ from pytensor.graph.op import Op
 from pytensor.link.numba.linker import NumbaLinker
 from pytensor.tensor.basic import Alloc
 
+from pytensor_mvn_rewrites.lower._pairs import core_sizes, find_groups
 from pytensor_mvn_rewrites.ops import (
     InvQuadLogdet,
     InvQuadLogdetPullback,
@@ -25,9 +26,6 @@ from pytensor_mvn_rewrites.ops import (
 )
 from pytensor_mvn_rewrites.ops.gaussian import GaussianOp, sum_to_type
 from pytensor_mvn_rewrites.pipeline import lower
-
-#: Kinds of dtypes that the kernels accept, as NumPy's ``dtype.kind``
-REAL_KINDS = "biuf"
 
 
 @dataclass(frozen=True)
@@ -212,7 +210,7 @@ def lower_to_numba(fgraph):
     """
     if not compiles_for_numba():
         return
-    groups = list(find_groups(fgraph))
+    groups = list(find_groups(fgraph, LOWERED_OPS))
     if not groups:
         return
     # registers the kernels
@@ -228,76 +226,6 @@ def compiles_for_numba() -> bool:
     """False in the modes of other backends, which reach the rewrite by the opt-in tag."""
     mode = pytensor.config.mode
     return not isinstance(mode, Mode) or isinstance(mode.linker, NumbaLinker)
-
-
-def find_groups(
-    fgraph,
-) -> Iterator[tuple[type[NumbaGaussianOp], Apply | None, Apply | None]]:
-    """Yield (lowered op, forward node or None, pullback node or None), forward nodes paired first.
-
-    Nodes are paired when their forward inputs are the same variables and no cycle arises.
-    """
-    classes = {op: cls for cls in LOWERED_OPS for op in (cls.forward_op, cls.pullback_op)}
-    nodes = [node for node in fgraph.toposort() if type(node.op) in classes]
-    forwards: dict[tuple, Apply] = {}
-    for node in nodes:
-        cls = classes[type(node.op)]
-        if isinstance(node.op, cls.forward_op) and is_lowerable(node):
-            forwards.setdefault((cls, node.op.param, *node.inputs), node)
-
-    # a merged forward node also waits for the cotangents of its pullback
-    waits_for: dict[Apply, list[Variable]] = {}
-    for node in nodes:
-        cls = classes[type(node.op)]
-        if isinstance(node.op, cls.forward_op) or not is_lowerable(node):
-            continue
-        n_forward = len(cls.forward_op.core_ndims)
-        key = (cls, node.op.param, *node.inputs[:n_forward])
-        forward, cotangents = forwards.get(key), node.inputs[n_forward:]
-        if forward in waits_for or (
-            forward is not None and depends_on(cotangents, forward, waits_for)
-        ):
-            forward = None
-        if forward is not None:
-            waits_for[forward] = cotangents
-        yield cls, forward, node
-    for node in nodes:
-        cls = classes[type(node.op)]
-        if isinstance(node.op, cls.forward_op) and node not in waits_for and is_lowerable(node):
-            yield cls, node, None
-
-
-def depends_on(variables, node: Apply, waits_for: dict[Apply, list[Variable]]) -> bool:
-    """Whether `variables` need `node`, given that merged nodes also need other variables."""
-    stack, seen = list(variables), set()
-    while stack:
-        owner = stack.pop().owner
-        if owner is None or owner in seen:
-            continue
-        if owner is node:
-            return True
-        seen.add(owner)
-        stack += owner.inputs
-        stack += waits_for.get(owner, ())
-    return False
-
-
-def is_lowerable(node: Apply) -> bool:
-    """Real inputs whose core sizes are not known to differ."""
-    dtypes = [np.dtype(inp.type.dtype) for inp in node.inputs]
-    return all(dtype.kind in REAL_KINDS and dtype != np.float16 for dtype in dtypes) and (
-        len(core_sizes(node.inputs, node.op.core_ndims)) <= 1
-    )
-
-
-def core_sizes(inputs, core_ndims) -> set[int]:
-    """The statically known core sizes; more than one is an error that the reference reports."""
-    return {
-        size
-        for inp, core in zip(inputs, core_ndims, strict=True)
-        for size in inp.type.shape[inp.type.ndim - core :]
-        if size is not None
-    }
 
 
 def lowered(fgraph, cls: type[NumbaGaussianOp], forward: Apply | None, pullback: Apply | None):
