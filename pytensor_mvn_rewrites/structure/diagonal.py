@@ -89,9 +89,13 @@ def diagonal_of(matrix: Variable) -> Tensor | None:
             if diag is not None and all(denominator.type.broadcastable[-2:]):
                 return diag / entries_on_diagonal(denominator)
         case (Elemwise(scalar_op=Add() | Sub() | Neg() as scalar_op), *inputs):
-            diags = [diagonal_of(inp) if is_square(inp) else None for inp in inputs]
-            if all(diag is not None for diag in diags):
-                return Elemwise(scalar_op)(*diags)
+            diags: list[Tensor] = []
+            for inp in inputs:
+                diag = diagonal_of(inp) if is_square(inp) else None
+                if diag is None:
+                    return None
+                diags.append(diag)
+            return Elemwise(scalar_op)(*diags)
     return None
 
 
