@@ -15,10 +15,16 @@ from pytensor_mvn_rewrites.matching import (
     is_real_float,
 )
 from pytensor_mvn_rewrites.ops import InvQuadLogdet, MvNormalLogp, inv_quad_logdet
-from pytensor_mvn_rewrites.pipeline import structure
+from pytensor_mvn_rewrites.pipeline import Declined, record, structure
 from pytensor_mvn_rewrites.structure._assemble import from_parts, split_inputs
 from pytensor_mvn_rewrites.structure._kron import kron_factors, multiple_of_identity, static_size
+from pytensor_mvn_rewrites.structure._symmetry import is_symmetric
 from pytensor_mvn_rewrites.structure.cholesky_given import is_triangular
+
+NOT_SYMMETRIC = (
+    "a Kronecker factor is not proven symmetric: declare it with "
+    "pytensor.assumptions.assume(matrix, symmetric=True)"
+)
 
 
 @structure
@@ -43,9 +49,10 @@ def matrix_is_kronecker_product(fgraph, node):
     :math:`e_1^\top A_i e_1`, call it :math:`s_i`. So the matrix is positive definite if and only if
     :math:`s_i A_i` for i > 1 and :math:`c\, s_2 \cdots s_m A_1` are, and these are factored.
 
-    A covariance is symmetric: of Kronecker factors that are not, the dense graph reads more than
-    the lower triangles. Declines unless all sizes are known, and for multiples of an identity
-    among the Kronecker factors (they are block-diagonal).
+    The lower triangle of the dense matrix, which is all that counts, has the upper triangles of
+    all Kronecker factors but the first in it. Declines unless these are proven symmetric and all
+    sizes are known, and for multiples of an identity among the Kronecker factors (they are
+    block-diagonal).
     """
     delta, matrix = split_inputs(node)
     scale, factors = kron_factors(matrix)
@@ -60,6 +67,9 @@ def matrix_is_kronecker_product(fgraph, node):
     if param == "chol" and not all(is_triangular(fgraph, f, lower=True) for f in factors):
         return None
     if any(factor.type.dtype != matrix.type.dtype for factor in factors):
+        return None
+    if param != "chol" and not all(is_symmetric(fgraph, factor) for factor in factors[1:]):
+        record(Declined("structure", "matrix_is_kronecker_product", NOT_SYMMETRIC))
         return None
     factors = with_positive_signs(fgraph, scale, factors, param)
     return from_parts(node, *whiten_along_axes(delta, factors, sizes, param))

@@ -6,8 +6,14 @@ from pytensor.tensor.linalg.inverse import MatrixInverse
 
 from pytensor_mvn_rewrites.matching import dimshuffled, matrix_view, without_leading_ones
 from pytensor_mvn_rewrites.ops import InvQuadLogdet, MvNormalLogp
-from pytensor_mvn_rewrites.pipeline import structure
+from pytensor_mvn_rewrites.pipeline import Declined, record, structure
 from pytensor_mvn_rewrites.structure._assemble import outputs_like
+from pytensor_mvn_rewrites.structure._symmetry import is_symmetric
+
+NOT_SYMMETRIC = (
+    "the precision is not proven symmetric: declare it with "
+    "pytensor.assumptions.assume(matrix, symmetric=True)"
+)
 
 
 @structure
@@ -19,9 +25,9 @@ def covariance_is_inverse_precision(fgraph, node):
               \log|T^{-1}| = -2 \sum_i \log L_{ii}, \qquad T = L L^\top
 
     The same for ``InvQuadLogdet``. Cost: an inverse, a factorization and a solve become a
-    factorization and a product. A covariance is symmetric: a matrix that is not, of which the
-    unrewritten graph reads the lower triangle of the inverse, is read by its own lower triangle.
-    Declines for pseudo-inverses and for products of inverses.
+    factorization and a product. Declines unless T is proven symmetric: the dense graph reads the
+    lower triangle of the inverse, which depends on both triangles of T. Declines for
+    pseudo-inverses, whose T may be singular, and for products of inverses.
     """
     other = {"cov": "tau", "tau": "cov"}.get(node.op.param)
     if other is None:
@@ -34,6 +40,9 @@ def covariance_is_inverse_precision(fgraph, node):
         case _:
             return None
     if inverted.type.dtype != matrix.type.dtype:
+        return None
+    if not is_symmetric(fgraph, inverted):
+        record(Declined("structure", "covariance_is_inverse_precision", NOT_SYMMETRIC))
         return None
     n_batch = inverted.type.ndim - 2
     last_two = (n_batch, n_batch + 1)

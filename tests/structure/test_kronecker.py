@@ -3,12 +3,15 @@ import pymc as pm
 import pytensor
 import pytensor.tensor as pt
 import pytest
+from pytensor.assumptions import assume
 from pytensor.graph.replace import vectorize_graph
 
 import pytensor_mvn_rewrites as mvn
 from pytensor_mvn_rewrites.ops import inv_quad_logdet
+from pytensor_mvn_rewrites.pipeline import Declined, recording
 from tests.harness import (
     PIPELINE_MODE,
+    _same,
     assert_declines,
     assert_rewrites_to,
     assert_same_numbers,
@@ -151,12 +154,47 @@ def test_cholesky_factors(rng, sign):
     assert_same_numbers(graph, new, values, condition=1e2)
 
 
+@pytest.mark.parametrize("param", ["cov", "tau"])
+def test_first_factor_need_not_be_symmetric(rng, param):
+    """Of the first Kronecker factor the dense graph reads the lower triangle only."""
+    delta = pt.vector("delta", shape=(6,))
+    A, b = pt.matrix("A", shape=(2, 2)), pt.matrix("b", shape=(3, 3))
+    graph = list(inv_quad_logdet(delta, kron(A, symmetric(b)), param))
+    new = rewritten(graph)
+    assert our_ops(new) == {f"InvQuadLogdet{{{param}}}": 1}
+    values = {delta: rng.normal(size=6), A: np.array([[2.0, 9.0], [1.0, 3.0]]), b: spd(rng, n=3)}
+    assert_same_numbers(graph, new, values, condition=1e2)
+
+
+def test_declared_symmetric(rng):
+    delta, A, B = pt.vector("delta", shape=(6,)), pt.matrix(shape=(2, 2)), pt.matrix(shape=(3, 3))
+    graph = list(inv_quad_logdet(delta, kron(A, assume(B, symmetric=True))))
+    new = rewritten(graph)
+    with mvn.disable():
+        assert not _same(new, rewritten(graph))
+    values = {delta: rng.normal(size=6), A: spd(rng, n=2), B: spd(rng, n=3)}
+    # a declaration says nothing about the gradient of the two triangles
+    assert_same_numbers(graph, new, values, wrt=[delta, A], condition=1e2)
+
+
+def test_not_symmetric_factor(rng):
+    """The dense Cholesky reads both triangles of the second Kronecker factor."""
+    delta, A, B = pt.vector("delta", shape=(6,)), pt.matrix(shape=(2, 2)), pt.matrix(shape=(3, 3))
+    values = {delta: rng.normal(size=6), A: spd(rng, n=2), B: spd(rng, n=3)}
+    values[B][0, 2] += 0.1
+    with recording() as events:
+        assert_declines(inv_quad_logdet(delta, kron(A, B))[:2], values)
+    assert {event.rule for event in events if isinstance(event, Declined)} == {
+        "matrix_is_kronecker_product"
+    }
+
+
 def test_log_determinant_does_not_overflow(rng):
     """Sums of logarithms, where powers of determinants would overflow."""
     delta, c = pt.vector("delta", shape=(400,)), pt.scalar("c")
     A, B = 1e3 * spd(rng, n=20), 1e3 * spd(rng, n=20)
     a, b = pt.matrix("a", shape=(20, 20)), pt.matrix("b", shape=(20, 20))
-    graph = list(inv_quad_logdet(delta, c * kron(a, b)))
+    graph = list(inv_quad_logdet(delta, c * kron(a, symmetric(b))))
     values = {delta: rng.normal(size=400), c: 1e3, a: A, b: B}
     got = evaluate(rewritten(graph), values)
     _, half_logdet = np.linalg.slogdet(1e3 * np.kron(A, B))
@@ -174,6 +212,7 @@ def near_misses():
             delta, kron(pt.matrix(shape=(2, 3)), pt.matrix(shape=(3, 2)))
         ),
         "unknown sizes": inv_quad_logdet(pt.vector("u"), kron(pt.matrix(), pt.matrix())),
+        "not symmetric": inv_quad_logdet(delta, kron(A, B + A[0, 0]), "tau"),
         "not triangular": inv_quad_logdet(delta, kron(A, B), "chol"),
         "vectors": inv_quad_logdet(delta, kron(A, pt.vector("v", shape=(3,)))[:, :6].repeat(3, 0)),
     }

@@ -63,6 +63,7 @@ def near_misses():
         "pseudo-inverse": inv_quad_logdet(d, pt.linalg.pinv(tau)),
         "scaled inverse": inv_quad_logdet(d, 2 * pt.linalg.inv(tau)),
         "inverse of a Cholesky factor": inv_quad_logdet(d, pt.linalg.inv(tau), "chol"),
+        "not symmetric": inv_quad_logdet(d, pt.linalg.inv(A)),
         "matrix": inv_quad_logdet(d, tau),
     }
 
