@@ -10,6 +10,7 @@ import inspect
 import re
 import tempfile
 from pathlib import Path
+from statistics import median
 
 import pytensor
 from pymc.pytensorf import rewrite_pregrad
@@ -22,8 +23,10 @@ from rich.table import Table
 
 import pytensor_mvn_rewrites
 from benchmarks import models
-from benchmarks.measure import run
-from benchmarks.run import differences, machine, seconds
+from benchmarks.contestants import PyMCModel
+from benchmarks.measure import Worker
+from benchmarks.report import machine, seconds
+from benchmarks.runner import differences
 
 SMALL = 20  # the unrewritten loop of this size compiles in about a minute
 LARGE = 1000
@@ -97,14 +100,7 @@ class Demo:
             self.console.print(doing, highlight=False)
         with spinner:
             spinner.add_task(doing)
-            result = run(
-                cache,
-                "compile_and_evaluate",
-                model=model,
-                plugin=plugin,
-                arguments=arguments,
-                values_file=str(values),
-            )
+            result = measured(cache, f"models.{model}", plugin, arguments, values)
         self.console.print(
             f"  {label}, {plugin_label}: compiled in {seconds(result['compile'])}, "
             f"one evaluation {seconds(result['evaluate'])}",
@@ -146,6 +142,16 @@ class Demo:
         for note in self.notes:
             self.console.print(note, highlight=False)
         self.console.print()
+
+
+def measured(cache: Path, model: str, plugin: bool, arguments: dict, values: Path) -> dict:
+    """Build, compile and evaluate a model in a fresh process."""
+    described = {"model": model, "arguments": arguments, "plugin": plugin}
+    with Worker(cache, PyMCModel.__name__, described) as worker:
+        result = worker.ask("prepare")
+        result["evaluate"] = median(worker.ask("time") for _ in range(15))
+        worker.ask("values", file=str(values))
+    return result
 
 
 def show_graphs(console: Console, build, title: str) -> None:

@@ -1,0 +1,175 @@
+"""What a scenario is: variants of one model, the numbers they must agree on, and bars.
+
+A module of scenarios has a function ``scenarios(pick)`` that yields them. `pick` chooses the size:
+``pick(100, short=20, tiny=3)`` is 100 in a full run, 20 in a short one, and 3 in the tests.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from importlib import import_module
+
+#: Modules of this package that have scenarios, in the order in which they run
+MODULES = ("groups", "structures")
+
+SIZES = ("full", "short", "tiny")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One contestant of a scenario.
+
+    Attributes
+    ----------
+    label : str
+        Its name in the tables.
+    contestant : str
+        A class of :mod:`benchmarks.contestants`.
+    arguments : dict
+        Arguments of the class.
+    timed : bool
+        False where only the numbers are wanted: it is prepared once, and never evaluated in rounds.
+    cache : str
+        Name of the cache of compiled code, if it is not the variant's own.
+    """
+
+    label: str
+    contestant: str
+    arguments: dict
+    timed: bool = True
+    cache: str = ""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What a scenario has to reach.
+
+    ``over`` and ``under`` are pairs (label of the variant, name of the quantity). What is measured
+    is their ratio, or `over` itself where `under` is None.
+    """
+
+    asks: str
+    over: tuple[str, str]
+    under: tuple[str, str] | None = None
+    at_least: float | None = None
+    at_most: float | None = None
+
+    def holds(self, measured: float) -> bool:
+        """Whether `measured` reaches the bar."""
+        if self.at_least is not None:
+            return measured >= self.at_least
+        return self.at_most is not None and measured <= self.at_most
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """Variants that are measured together.
+
+    Attributes
+    ----------
+    name : str
+        ``"module:name"``.
+    title : str
+        The model in words, with its sizes.
+    variants : tuple of Variant
+    bars : tuple of Bar
+    reference : str
+        Label of the variant whose log-density and gradient the others must have; "" for none.
+    warm : int, optional
+        Number of warm runs, if it is not that of the command line.
+    memory : bool
+        Whether to measure the memory that an evaluation needs.
+    """
+
+    name: str
+    title: str
+    variants: tuple[Variant, ...]
+    bars: tuple[Bar, ...] = ()
+    reference: str = ""
+    warm: int | None = None
+    memory: bool = False
+    facts: dict = field(default_factory=dict)
+
+
+def model(label: str, function: str, plugin: bool = True, mode: str | None = None, **arguments):
+    """A PyMC model, ``"module.function"`` of this package, as a variant."""
+    return Variant(
+        label,
+        "PyMCModel",
+        {"model": function, "arguments": arguments, "plugin": plugin, "mode": mode},
+    )
+
+
+def on_and_off(function: str, **arguments) -> tuple[Variant, Variant]:
+    """The variants "on" and "off" of one model: with the plugin and without its import."""
+    return (
+        model("on", function, True, **arguments),
+        model("off", function, False, **arguments),
+    )
+
+
+def unrewritten(function: str, **arguments) -> Variant:
+    """The variant "unrewritten": the numbers of a model that takes too long to compile."""
+    described = {"model": function, "arguments": arguments, "plugin": False}
+    return Variant("unrewritten", "UnrewrittenModel", described, timed=False)
+
+
+def faster(times: float, label: str = "on", than: str = "off") -> Bar:
+    """Evaluations that are at least so many times faster."""
+    return Bar(
+        f"evaluation of '{label}' at least {times:g} times faster than of '{than}'",
+        (than, "evaluate"),
+        (label, "evaluate"),
+        at_least=times,
+    )
+
+
+def first_gradient(factor: float, label: str = "on", than: str = "off") -> tuple[Bar, Bar]:
+    """Times to the first gradient, with a cold and with a warm cache of compiled code."""
+    cold, warm = (
+        Bar(
+            f"time to the first gradient of '{label}' at most {factor:g} times that of '{than}', "
+            + name,
+            (label, quantity),
+            (than, quantity),
+            at_most=factor,
+        )
+        for name, quantity in (("cold", "cold_compile"), ("warm", "compile"))
+    )
+    return cold, warm
+
+
+def per_build(factor: float, label: str = "on") -> Bar:
+    """Time to the first gradient against the time that PyMC takes to build the model."""
+    return Bar(
+        f"time to the first gradient of '{label}' under {factor:g} times that to build the model",
+        (label, "compile"),
+        (label, "build"),
+        at_most=factor,
+    )
+
+
+def agreement(scenario: Scenario, tolerance: float = 1e-9) -> Iterator[Bar]:
+    """The bars on log-density and gradient that every scenario with a reference has."""
+    for variant in scenario.variants:
+        if scenario.reference and variant.label != scenario.reference:
+            for quantity in ("logp", "gradient"):
+                yield Bar(
+                    f"relative difference of the {quantity} between '{variant.label}' and "
+                    f"'{scenario.reference}' at most {tolerance:g}",
+                    (variant.label, f"{quantity}_difference"),
+                    at_most=tolerance,
+                )
+
+
+def all_scenarios(size: str, patterns=("*",)) -> Iterator[Scenario]:
+    """Every scenario of that size whose name matches one of the shell-style patterns."""
+
+    def pick(full, short=None, tiny=None):
+        chosen = {"full": full, "short": short, "tiny": tiny}[size]
+        return full if chosen is None else chosen
+
+    for module in MODULES:
+        for scenario in import_module(f"benchmarks.{module}").scenarios(pick):
+            if any(fnmatch(scenario.name, pattern) for pattern in patterns):
+                yield scenario

@@ -1,0 +1,242 @@
+"""Models whose covariance has a structure, written as plain mathematics, and their scenarios."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pymc as pm
+import pytensor
+import pytensor.tensor as pt
+
+from benchmarks.scenarios import (
+    Bar,
+    Scenario,
+    faster,
+    first_gradient,
+    model,
+    on_and_off,
+)
+
+
+def constant_blocks(rng, blocks: int, size: int) -> np.ndarray:
+    """Well-conditioned covariances, shape (blocks, size, size)."""
+    roots = rng.normal(size=(blocks, size, size))
+    return roots @ roots.mT / size + np.eye(size)
+
+
+def block_diagonal(blocks: int, size: int, batch: bool = False, seed: int = 0) -> pm.Model:
+    """Give one vector a block-diagonal covariance, or its parts a batch of covariances.
+
+    Parameters
+    ----------
+    blocks, size : int
+        Number of blocks, and rows of each.
+    batch : bool
+        Write the same model as a batch of short vectors.
+    seed : int
+    """
+    rng = np.random.default_rng(seed)
+    shapes = constant_blocks(rng, blocks, size)
+    data = rng.normal(size=blocks * size)
+    with pm.Model() as model:
+        scale = pm.HalfNormal("scale", shape=blocks)
+        mu = pm.Normal("mu", 0, 1, shape=blocks * size)
+        covs = scale[:, None, None] * shapes
+        if batch:
+            by_block = (blocks, size)
+            pm.MvNormal("x", mu.reshape(by_block), cov=covs, observed=data.reshape(by_block))
+        else:
+            cov = pt.linalg.block_diag(*[covs[k] for k in range(blocks)])
+            pm.MvNormal("x", mu, cov=cov, observed=data)
+    return model
+
+
+def indicator_krons(blocks: int, size: int, seed: int = 0) -> pm.Model:
+    """Sum ``kron(indicator, block)`` over the blocks, as in the forum thread on many MvNormals."""
+    rng = np.random.default_rng(seed)
+    indicators = [np.zeros((blocks, blocks)) for _ in range(blocks)]
+    for i in range(blocks):
+        indicators[i][i, i] = 1
+    with pm.Model() as model:
+        roots = pm.Normal(
+            "L", shape=(blocks, size, size), initval=np.eye(size) + np.zeros((blocks, 1, 1))
+        )
+        covs = pytensor.scan(lambda x: x @ x.T, sequences=[roots], return_updates=False)
+        big_cov = pt.stack([pt.linalg.kron(indicators[i], covs[i]) for i in range(blocks)]).sum(
+            axis=0
+        )
+        pm.MvNormal("obs", mu=0, cov=big_cov, observed=rng.normal(size=blocks * size))
+    return model
+
+
+def exponential_covariance(n: int, length_scale):
+    """Covariance of an Ornstein-Uhlenbeck process at n equidistant points of the unit interval."""
+    points = np.linspace(0, 1, n)
+    return pt.exp(-np.abs(points[:, None] - points) / length_scale)
+
+
+def kronecker(rows: int, columns: int, form: str, noise: bool = False, seed: int = 0) -> pm.Model:
+    """Cover a grid with a separable covariance.
+
+    Parameters
+    ----------
+    rows, columns : int
+        Sizes of the two Kronecker factors.
+    form : {"dense", "KroneckerNormal"}
+        ``MvNormal(cov=kron(...))`` or PyMC's distribution.
+    noise : bool
+        Add independent noise to every point of the grid.
+    seed : int
+    """
+    data = np.random.default_rng(seed).normal(size=rows * columns)
+    mu = np.zeros(rows * columns)
+    with pm.Model() as model:
+        length_scales = pm.HalfNormal("length_scales", shape=2)
+        amplitude = pm.HalfNormal("amplitude")
+        covs = [
+            amplitude**2 * exponential_covariance(rows, length_scales[0]),
+            exponential_covariance(columns, length_scales[1]),
+        ]
+        sigma = pm.HalfNormal("sigma") if noise else 0
+        if form == "KroneckerNormal":
+            pm.KroneckerNormal("x", mu, covs=covs, sigma=sigma, observed=data)
+        else:
+            cov = pt.linalg.kron(*covs)
+            if noise:
+                cov = cov + sigma**2 * pt.eye(rows * columns)
+            pm.MvNormal("x", mu, cov=cov, observed=data)
+    return model
+
+
+def low_rank(n: int, rank: int, seed: int = 0) -> pm.Model:
+    """Load n observed variables on a few factors: ``W @ W.T + diag(d)``."""
+    data = np.random.default_rng(seed).normal(size=n)
+    with pm.Model() as model:
+        loadings = pm.Normal("W", 0, 1, shape=(n, rank))
+        variances = pm.HalfNormal("d", shape=n)
+        pm.MvNormal("x", np.zeros(n), cov=loadings @ loadings.T + pt.diag(variances), observed=data)
+    return model
+
+
+def diagonal(n: int, seed: int = 0) -> pm.Model:
+    """Build a covariance from logarithms of variances: ``diag(exp(log_diag))``."""
+    data = np.random.default_rng(seed).normal(size=n)
+    with pm.Model() as model:
+        mu = pm.Normal("mu", 0, 1, shape=n)
+        log_diag = pm.Normal("log_diag", 0, 1, shape=n)
+        pm.MvNormal("x", mu, cov=pt.diag(pt.exp(log_diag)), observed=data)
+    return model
+
+
+def matrix_exponential(n: int, seed: int = 0) -> pm.Model:
+    """Make a covariance of any symmetric matrix: ``expm((A + A.T) / 2)``."""
+    data = np.random.default_rng(seed).normal(size=n)
+    with pm.Model() as model:
+        a = pm.Normal("A", 0, 1 / np.sqrt(n), shape=(n, n))
+        pm.MvNormal("x", np.zeros(n), cov=pt.linalg.expm((a + a.T) / 2), observed=data)
+    return model
+
+
+def dense_compilation(label: str = "on", than: str = "off") -> tuple[Bar, Bar]:
+    """The bar of every structure: compilation takes no longer than that of the dense model."""
+    return first_gradient(1, label, than)
+
+
+def scenarios(pick) -> Iterator[Scenario]:
+    """Every scenario with a structure."""
+    sizes = pick({"blocks": 200, "size": 5}, tiny={"blocks": 4, "size": 3})
+    yield Scenario(
+        "structures:block_diagonal",
+        "block_diag of {blocks} blocks of {size} x {size}".format(**sizes),
+        (
+            *on_and_off("structures.block_diagonal", **sizes),
+            model("as a batch, on", "structures.block_diagonal", batch=True, **sizes),
+        ),
+        (
+            faster(200),
+            Bar(
+                "evaluation within 1.2 times that of the same model written as a batch",
+                ("on", "evaluate"),
+                ("as a batch, on", "evaluate"),
+                at_most=1.2,
+            ),
+            *dense_compilation(),
+        ),
+        reference="off",
+    )
+
+    sizes = pick({"blocks": 50, "size": 3}, tiny={"blocks": 3, "size": 2})
+    yield Scenario(
+        "structures:indicator_krons",
+        "sum of {blocks} krons of an indicator and a {size} x {size} block".format(**sizes),
+        on_and_off("structures.indicator_krons", **sizes),
+        dense_compilation(),
+        reference="off",
+    )
+
+    sizes = pick({"rows": 40, "columns": 50}, tiny={"rows": 3, "columns": 4})
+    for name, noise, times in (("kronecker", False, 300), ("kronecker_noise", True, 100)):
+        yield Scenario(
+            f"structures:{name}",
+            "MvNormal(cov=kron({rows} x {rows}, {columns} x {columns})".format(**sizes)
+            + (" + sigma**2 * eye)" if noise else ")"),
+            on_and_off("structures.kronecker", form="dense", noise=noise, **sizes),
+            (
+                faster(times),
+                *dense_compilation(),
+                no_dense_matrix(sizes["rows"] * sizes["columns"]),
+            ),
+            reference="off",
+            memory=True,
+        )
+    for name, noise, bar in (
+        ("kronecker_normal", False, faster(3)),
+        ("kronecker_normal_noise", True, faster(1)),
+    ):
+        yield Scenario(
+            f"structures:{name}",
+            "KroneckerNormal, {rows} x {columns}".format(**sizes) + (", noise" if noise else ""),
+            (
+                *on_and_off("structures.kronecker", form="KroneckerNormal", noise=noise, **sizes),
+                model(
+                    "dense, off", "structures.kronecker", False, form="dense", noise=noise, **sizes
+                ),
+            ),
+            (bar, *dense_compilation(than="dense, off")),
+            reference="dense, off",
+        )
+
+    sizes = pick({"n": 2000, "rank": 5}, tiny={"n": 6, "rank": 2})
+    yield Scenario(
+        "structures:low_rank",
+        "W @ W.T + diag(d), rank {rank}, n={n}".format(**sizes),
+        on_and_off("structures.low_rank", **sizes),
+        (faster(200), *dense_compilation()),
+        reference="off",
+        memory=True,
+    )
+    n = pick(2000, tiny=4)
+    yield Scenario(
+        "structures:diagonal",
+        f"diag(exp(log_diag)), n={n}",
+        on_and_off("structures.diagonal", n=n),
+        (faster(1000), *dense_compilation()),
+        reference="off",
+        memory=True,
+    )
+    n = pick(100, tiny=4)
+    yield Scenario(
+        "structures:matrix_exponential",
+        f"expm((A + A.T) / 2), n={n}",
+        on_and_off("structures.matrix_exponential", n=n),
+        (faster(2), *dense_compilation()),
+        reference="off",
+    )
+
+
+def no_dense_matrix(n: int, label: str = "on") -> Bar:
+    """Evaluation needs less memory than one dense covariance."""
+    return Bar(
+        f"an evaluation raises the memory by less than half an n x n matrix of n={n}, in bytes",
+        (label, "memory"),
+        at_most=8 * n * n / 2,
+    )
