@@ -6,15 +6,18 @@ from enum import IntEnum
 from typing import Any
 
 import numpy as np
+import pytensor
 from pytensor.assumptions import (
     POSITIVE_DEFINITE,
     FactState,
     SpecifyAssumptions,
     check_assumption,
 )
+from pytensor.compile.mode import Mode
 from pytensor.graph.basic import Apply, Constant, Variable
 from pytensor.graph.fg import FunctionGraph
-from pytensor.scalar.basic import Abs, Add, Exp, Mul, Pow, Sqr, Sqrt, TrueDiv
+from pytensor.graph.traversal import explicit_graph_inputs
+from pytensor.scalar.basic import Abs, Add, Exp, Mul, Pow, Sqr, Sqrt, Sub, TrueDiv
 from pytensor.scalar.math import Sigmoid, Softplus
 from pytensor.tensor.basic import (
     AllocDiag,
@@ -43,6 +46,21 @@ Tensor = Any
 def is_real_float(*variables: Variable) -> bool:
     """Whether all variables are real floating-point tensors."""
     return all(var.type.dtype in ("float32", "float64") for var in variables)
+
+
+#: Python evaluates the nodes one by one.
+AS_WRITTEN = Mode(linker="py", optimizer="None")
+
+
+def constant_value(var: Variable) -> np.ndarray | None:
+    """The value of a graph without inputs, or None."""
+    if isinstance(var, Constant):
+        return np.asarray(var.data)
+    if var.owner is None or not all(
+        isinstance(inp, Constant) for inp in explicit_graph_inputs([var])
+    ):
+        return None
+    return pytensor.function([], var, mode=AS_WRITTEN)()
 
 
 def scalar_constant(var: Variable) -> float | None:
@@ -250,35 +268,6 @@ def definiteness(fgraph: FunctionGraph, matrix: Variable) -> Definiteness:
     return Definiteness(2 * by_user)
 
 
-def is_cholesky_factor(matrix: Variable) -> bool:
-    """Whether `matrix` is proven lower triangular with a positive diagonal.
-
-    Tags and assumptions, which say only the first, do not survive stacking and indexing.
-    """
-    if isinstance(matrix, Constant):
-        data = np.asarray(matrix.data)
-        if data.ndim < 2 or data.shape[-1] != data.shape[-2] or data.dtype.kind != "f":
-            return False
-        diagonal = np.diagonal(data, axis1=-2, axis2=-1)
-        return not np.triu(data, 1).any() and bool((diagonal > 0).all())
-    view = matrix_view(matrix)
-    if view.core is not matrix:
-        return not view.transposed and is_cholesky_factor(view.core)
-    match matrix.owner_op_and_inputs:
-        case (Blockwise(Cholesky(lower=True)), _):
-            return True
-        case (Elemwise(scalar_op=Mul()), *inputs):
-            matrices = [inp for inp in inputs if False in inp.type.broadcastable[-2:]]
-            return len(matrices) == 1 and all(
-                is_cholesky_factor(inp) if inp in matrices else is_positive(inp) for inp in inputs
-            )
-        case (Subtensor(idx_list=indices) | AdvancedSubtensor(idx_list=indices), stack, *_):
-            return len(indices) <= stack.type.ndim - 2 and is_cholesky_factor(stack)
-        case (Join(axis=axis), *stacks):
-            return axis in range(matrix.type.ndim - 2) and all(map(is_cholesky_factor, stacks))
-    return False
-
-
 def _definiteness_of_product(fgraph, inputs) -> Definiteness:
     """A definite matrix times positive scalars, or a diagonal constant times positive entries."""
     matrices = [inp for inp in inputs if False in inp.type.broadcastable[-2:]]
@@ -322,6 +311,16 @@ def _numerical_definiteness(data: np.ndarray) -> Definiteness:
     return Definiteness(2 * bool(np.isfinite(data).all()))
 
 
+def is_sigmoid(var: Variable) -> bool:
+    """Whether all entries lie between 0 and 1, by a sigmoid function."""
+    match var.owner_op_and_inputs:
+        case (DimShuffle(), inner):
+            return is_sigmoid(inner)
+        case (Elemwise(scalar_op=Sigmoid()), _):
+            return True
+    return False
+
+
 def is_positive(var: Variable, *, strict: bool = True) -> bool:
     """Whether all entries are positive, or with ``strict=False`` not negative, in any graph."""
     match var.owner_op_and_inputs:
@@ -338,6 +337,9 @@ def is_positive(var: Variable, *, strict: bool = True) -> bool:
             )
         case (Elemwise(scalar_op=Mul() | TrueDiv()), *inputs):
             return all(is_positive(inp, strict=strict) for inp in inputs)
+        case (Elemwise(scalar_op=Sub()), one, other):
+            # the other weight of a convex combination
+            return (scalar_constant(one) or 0) >= 1 and is_sigmoid(other)
         case (Elemwise(scalar_op=Sqrt()), inner):
             return is_positive(inner, strict=strict)
         case (DimShuffle() | Subtensor() | AdvancedSubtensor(), inner, *_):

@@ -239,7 +239,7 @@ def logprob(rule):
 
 def activate() -> None:
     """Import every rule file of the stages; importing a rule file registers its rules."""
-    for stage in ("reroll", "recognize", "structure", "lower"):
+    for stage in ("structure", "reroll", "recognize", "lower"):
         package = import_module(f"pytensor_mvn_rewrites.{stage}")
         for module in iter_modules(package.__path__, f"{package.__name__}."):
             # the packages of the backends import numba or jax: they load when first needed

@@ -1,6 +1,7 @@
 """Covariances that are given through their Cholesky factor."""
 
-from pytensor.assumptions import LOWER_TRIANGULAR, UPPER_TRIANGULAR, check_assumption
+import pytensor.tensor as pt
+from pytensor.assumptions import UPPER_TRIANGULAR, check_assumption
 from pytensor.graph.rewriting.basic import node_rewriter
 from pytensor.tensor.blockwise import Blockwise
 from pytensor.tensor.elemwise import DimShuffle
@@ -8,13 +9,13 @@ from pytensor.tensor.math import Dot
 
 from pytensor_mvn_rewrites.matching import (
     dimshuffled,
-    is_cholesky_factor,
     matrix_view,
     without_leading_ones,
 )
 from pytensor_mvn_rewrites.ops import InvQuadLogdet, MvNormalLogp
 from pytensor_mvn_rewrites.pipeline import structure
 from pytensor_mvn_rewrites.structure._assemble import outputs_like
+from pytensor_mvn_rewrites.structure._triangular import Triangularity, triangularity
 
 
 @structure
@@ -25,10 +26,12 @@ def cholesky_factor_is_given(fgraph, node):
     .. math:: \mathrm{chol}(L L^\top) = L
 
     The same for ``InvQuadLogdet``, and for ``U.T @ U`` with an upper triangular U. Cost:
-    :math:`O(n^3) \to O(n^2)`. A negative diagonal counts as not positive definite, as it does in
-    PyTensor's own rule ``cholesky_ldotlt``, which needs the same proof.
-    Declines unless the factor is known to be triangular, by PyTensor's tag or assumption, or is
-    proven to be one with a positive diagonal.
+    :math:`O(n^3) \to O(n^2)`. Where L is declared lower triangular, by PyMC's tag or PyTensor's
+    assumption, a negative diagonal counts as not positive definite, as in PyTensor's own rule
+    ``cholesky_ldotlt``. Where L is proven lower triangular, and no more, the factor is
+    :math:`L\,\mathrm{sign}(\mathrm{diag}\, L)`.
+    Declines unless L is declared or proven triangular (see ``_triangular.py``: through stacks,
+    gathers, scaling, sums and products).
     """
     if node.op.param != "cov":
         return None
@@ -41,18 +44,25 @@ def cholesky_factor_is_given(fgraph, node):
 
 
 def given_cholesky_factor(fgraph, cov):
-    """The lower triangular L of ``cov = L @ L.mT``, or None."""
+    """The lower triangular Cholesky factor of ``cov = L @ L.mT``, or None.
+
+    With the signs of its diagonal taken out of its columns, any triangular matrix is one.
+    """
     view = matrix_view(cov)
     match view.core.owner_op_and_inputs:
         case (Dot() | Blockwise(Dot()), left, right):
             pass
         case _:
             return None
-    if is_transpose_of(right, left) and is_triangular(fgraph, left, lower=True):
-        chol = left
-    elif is_transpose_of(left, right) and is_triangular(fgraph, right, lower=False):
-        chol = left
-    else:
+    chol = left
+    if is_transpose_of(right, left):
+        state = triangularity(fgraph, left)
+        if state is Triangularity.UNKNOWN:
+            return None
+        if state is Triangularity.LOWER:
+            signs = pt.sign(pt.diagonal(left, axis1=-2, axis2=-1))
+            chol = left * signs[..., None, :]
+    elif not (is_transpose_of(left, right) and is_upper_triangular(fgraph, right)):
         return None
     n_batch = view.core.type.ndim - 2
     return without_leading_ones(dimshuffled(chol, (*view.batch_order, n_batch, n_batch + 1)), 2)
@@ -66,11 +76,8 @@ def is_transpose_of(var, other) -> bool:
     return False
 
 
-def is_triangular(fgraph, matrix, *, lower: bool) -> bool:
-    """Whether PyTensor, or a tag that PyMC sets, says so, or a positive diagonal is proven."""
-    name, assumption = (
-        ("lower_triangular", LOWER_TRIANGULAR) if lower else ("upper_triangular", UPPER_TRIANGULAR)
+def is_upper_triangular(fgraph, matrix) -> bool:
+    """Whether PyTensor, or a tag that PyMC sets, says so."""
+    return getattr(matrix.tag, "upper_triangular", False) or check_assumption(
+        fgraph, matrix, UPPER_TRIANGULAR
     )
-    if getattr(matrix.tag, name, False) or check_assumption(fgraph, matrix, assumption):
-        return True
-    return lower and is_cholesky_factor(matrix)

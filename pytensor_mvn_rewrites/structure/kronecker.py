@@ -11,7 +11,6 @@ from pytensor_mvn_rewrites.matching import (
     Definiteness,
     Tensor,
     definiteness,
-    is_cholesky_factor,
     is_real_float,
 )
 from pytensor_mvn_rewrites.ops import InvQuadLogdet, MvNormalLogp, inv_quad_logdet
@@ -19,7 +18,7 @@ from pytensor_mvn_rewrites.pipeline import Declined, record, structure
 from pytensor_mvn_rewrites.structure._assemble import from_parts, split_inputs
 from pytensor_mvn_rewrites.structure._kron import kron_factors, multiple_of_identity, static_size
 from pytensor_mvn_rewrites.structure._symmetry import is_symmetric
-from pytensor_mvn_rewrites.structure.cholesky_given import is_triangular
+from pytensor_mvn_rewrites.structure._triangular import Triangularity, triangularity
 
 NOT_SYMMETRIC = (
     "a Kronecker factor is not proven symmetric: declare it with "
@@ -64,7 +63,9 @@ def matrix_is_kronecker_product(fgraph, node):
     if any(multiple_of_identity(factor) is not None for factor in factors):
         return None
     param = node.op.param
-    if param == "chol" and not all(is_triangular(fgraph, f, lower=True) for f in factors):
+    if param == "chol" and not all(
+        triangularity(fgraph, factor) is Triangularity.CHOLESKY for factor in factors
+    ):
         return None
     if any(factor.type.dtype != matrix.type.dtype for factor in factors):
         return None
@@ -93,7 +94,7 @@ def with_positive_signs(fgraph, scale, factors: list[Tensor], param: str) -> lis
 def has_positive_sign(fgraph, factor: Tensor, param: str) -> bool:
     """Whether `factor` is proven not to be negative definite, or to have a negative diagonal."""
     if param == "chol":
-        return is_cholesky_factor(factor)
+        return triangularity(fgraph, factor, trusting=False) is Triangularity.CHOLESKY
     return definiteness(fgraph, factor) is not Definiteness.UNKNOWN
 
 

@@ -1,0 +1,188 @@
+"""Proofs that a matrix is lower triangular, and that its diagonal is positive.
+
+Tags and PyTensor's assumptions say only the first, and do not survive stacking, indexing and sums.
+"""
+
+from enum import IntEnum
+
+import numpy as np
+from pytensor.assumptions import LOWER_TRIANGULAR, check_assumption
+from pytensor.graph.basic import Apply, Variable
+from pytensor.graph.fg import FunctionGraph
+from pytensor.scalar.basic import GE, Add, Cast, Mul, Neg, Sub, Switch, TrueDiv
+from pytensor.tensor.basic import Alloc, AllocDiag, ARange, Join
+from pytensor.tensor.blockwise import Blockwise
+from pytensor.tensor.elemwise import DimShuffle, Elemwise
+from pytensor.tensor.linalg.decomposition.cholesky import Cholesky
+from pytensor.tensor.math import Dot
+from pytensor.tensor.shape import SpecifyShape
+from pytensor.tensor.subtensor import (
+    AdvancedIncSubtensor,
+    AdvancedSubtensor,
+    Subtensor,
+    indices_from_subtensor,
+)
+
+from pytensor_mvn_rewrites.matching import (
+    constant_value,
+    is_positive,
+    matrix_view,
+    scalar_constant,
+)
+
+
+class Triangularity(IntEnum):
+    """What is proven about a stack of matrices."""
+
+    UNKNOWN = 0
+    #: zeros above the diagonal
+    LOWER = 1
+    #: lower triangular with a positive diagonal: the Cholesky factor of L @ L.mT
+    CHOLESKY = 2
+
+
+def triangularity(
+    fgraph: FunctionGraph, matrix: Variable, *, trusting: bool = True
+) -> Triangularity:
+    """Prove the triangularity of `matrix` from the ops that make it.
+
+    With `trusting`, a matrix that a tag of PyMC or an assumption of PyTensor declares lower
+    triangular counts as a Cholesky factor: PyTensor's own rewrites take it as one.
+    """
+    if matrix.type.ndim < 2:
+        return Triangularity.UNKNOWN
+    if (data := constant_value(matrix)) is not None:
+        return _of_constant(data)
+    if trusting and (
+        getattr(matrix.tag, "lower_triangular", False)
+        or check_assumption(fgraph, matrix, LOWER_TRIANGULAR)
+    ):
+        return Triangularity.CHOLESKY
+
+    def proven(*matrices: Variable) -> Triangularity:
+        return min(triangularity(fgraph, inp, trusting=trusting) for inp in matrices)
+
+    view = matrix_view(matrix)
+    if view.core is not matrix:
+        return Triangularity.UNKNOWN if view.transposed else proven(view.core)
+
+    n_batch = matrix.type.ndim - 2
+    match matrix.owner_op_and_inputs:
+        case (Blockwise(Cholesky(lower=True)), _):
+            return Triangularity.CHOLESKY
+        case (AllocDiag(offset=0), diagonal):
+            return Triangularity.CHOLESKY if is_positive(diagonal) else Triangularity.LOWER
+        case (Elemwise(scalar_op=Add()), *inputs) if all(map(is_square, inputs)):
+            # positive scales keep convex combinations of Cholesky factors Cholesky factors
+            return proven(*inputs)
+        case (Elemwise(scalar_op=Sub() | Neg()), *inputs) if all(map(is_square, inputs)):
+            return min(proven(*inputs), Triangularity.LOWER)
+        case (Elemwise(scalar_op=Cast()), mask) if isinstance(mask.owner_op, Elemwise):
+            return Triangularity.LOWER if is_lower_mask(mask) else Triangularity.UNKNOWN
+        case (Elemwise(scalar_op=Mul()), *inputs):
+            return _of_product(inputs, proven)
+        case (Elemwise(scalar_op=TrueDiv()), numerator, scale) if is_square(numerator):
+            state = proven(numerator)
+            return state if is_positive(scale) else min(state, Triangularity.LOWER)
+        case (Elemwise(scalar_op=Switch()), _, one, other) if is_square(one) and is_square(other):
+            return proven(one, other)
+        case (Dot() | Blockwise(Dot()), left, right):
+            return proven(left, right)
+        case (Subtensor(idx_list=indices) | AdvancedSubtensor(idx_list=indices), stack, *_) if (
+            # a choice of whole matrices
+            len(indices) <= stack.type.ndim - 2
+        ):
+            return proven(stack)
+        case (Join(axis=axis), *stacks) if axis in range(n_batch):
+            return proven(*stacks)
+        case (SpecifyShape(), inner, *_):
+            return proven(inner)
+        case (Alloc(), inner, *_) if inner.type.ndim >= 2 and is_square(inner):
+            return proven(inner)
+        case (AdvancedIncSubtensor(set_instead_of_inc=True) as op, zeros, entries, *indices):
+            return _of_entries(op, zeros, entries, indices)
+    return Triangularity.UNKNOWN
+
+
+def is_square(matrix: Variable) -> bool:
+    """Whether the last two axes of an input of an elementwise op do not broadcast."""
+    return matrix.type.ndim >= 2 and not any(matrix.type.broadcastable[-2:])
+
+
+def _of_product(inputs, proven) -> Triangularity:
+    """Zeros stay zeros; scales of rows, columns or whole matrices keep a positive diagonal."""
+    matrices = [inp for inp in inputs if is_square(inp)]
+    states = [proven(inp) for inp in matrices]
+    if not any(states):
+        return Triangularity.UNKNOWN
+    positive = all(inp in matrices or is_positive(inp) for inp in inputs) and all(
+        state is Triangularity.CHOLESKY or is_positive(inp)
+        for inp, state in zip(matrices, states, strict=True)
+    )
+    return Triangularity.CHOLESKY if positive else Triangularity.LOWER
+
+
+def is_lower_mask(mask: Variable) -> bool:
+    """Whether `mask` is ``arange(n)[:, None] >= arange(k, ...)`` with k >= 0, as ``tril`` makes."""
+    match mask.owner_op_and_inputs:
+        case (
+            Elemwise(scalar_op=GE()),
+            Variable(owner=Apply(op=DimShuffle(new_order=(0, "x")), inputs=[rows])),
+            Variable(owner=Apply(op=DimShuffle(new_order=("x", 0)), inputs=[columns])),
+        ):
+            pass
+        case _:
+            return False
+    match rows.owner_op_and_inputs, columns.owner_op_and_inputs:
+        case (ARange(), start, _, step), (ARange(), k, _, other_step):
+            numbers = [scalar_constant(var) for var in (start, step, other_step)]
+            first = scalar_constant(k)
+            return numbers == [0, 1, 1] and first is not None and first >= 0
+    return False
+
+
+def _of_constant(data: np.ndarray) -> Triangularity:
+    if data.shape[-1] != data.shape[-2] or data.dtype.kind not in "iuf" or np.triu(data, 1).any():
+        return Triangularity.UNKNOWN
+    positive = (np.diagonal(data, axis1=-2, axis2=-1) > 0).all()
+    return Triangularity.CHOLESKY if positive else Triangularity.LOWER
+
+
+def _of_entries(op, zeros: Variable, entries: Variable, indices) -> Triangularity:
+    """``zeros[..., rows, columns].set(entries)`` with constant rows >= columns, as PyMC unpacks."""
+    n = zeros.type.shape[-1]
+    index = indices_from_subtensor(indices, op.idx_list)
+    if n is None or scalar_constant(zeros) != 0 or len(index) != zeros.type.ndim:
+        return Triangularity.UNKNOWN
+    if any(not isinstance(i, slice) or i != slice(None) for i in index[:-2]):
+        return Triangularity.UNKNOWN
+    rows, columns = (None if isinstance(i, slice) else constant_value(i) for i in index[-2:])
+    if rows is None or columns is None or rows.ndim != 1 or columns.ndim != 1:
+        return Triangularity.UNKNOWN
+    rows, columns = np.broadcast_arrays(rows % n, columns % n)
+    if (rows < columns).any():
+        return Triangularity.UNKNOWN
+    diagonal = np.flatnonzero(rows == columns)
+    if len(set(rows[diagonal])) == n and _has_positive_entries(entries, diagonal):
+        return Triangularity.CHOLESKY
+    return Triangularity.LOWER
+
+
+def _has_positive_entries(entries: Variable, positions: np.ndarray) -> bool:
+    """Whether the entries at `positions` of the last axis are positive."""
+    if is_positive(entries):
+        return True
+    match entries.owner_op_and_inputs:
+        case (AdvancedIncSubtensor(set_instead_of_inc=True) as op, _, values, *indices):
+            index = indices_from_subtensor(indices, op.idx_list)
+            if len(index) != entries.type.ndim or isinstance(index[-1], slice):
+                return False
+            where = constant_value(index[-1])
+            whole = all(isinstance(i, slice) and i == slice(None) for i in index[:-1])
+            return (
+                whole
+                and where is not None
+                and set(positions) <= set(where.ravel())
+                and (is_positive(values))
+            )
+    return False
