@@ -12,6 +12,7 @@ from tests.harness import (
     assert_declines,
     assert_rewrites_to,
     assert_same_numbers,
+    evaluate,
     our_ops,
     rewritten,
     spd,
@@ -119,6 +120,31 @@ def test_proven_without_a_tag(rng, name):
     assert_same_numbers(graph, new, values, condition=1e2)
 
 
+#: Lower triangular, with a diagonal of any sign
+OF_ANY_SIGN = {
+    "tril": lambda s, A: pt.tril(A),
+    "tril of a batch": lambda s, A: pt.tril(pt.stack([A, A + s])),
+    "scale": lambda s, A: s * CHOL,
+    "scales of rows": lambda s, A: A[0][:, None] * CHOL,
+    "difference": lambda s, A: pt.tril(A) - pt.exp(s) * CHOL,
+    "entries": lambda s, A: pt.zeros((3, 3))[np.tril_indices(3)].set(A.ravel()[:6]),
+}
+
+
+@pytest.mark.parametrize("name", OF_ANY_SIGN)
+def test_signs_are_taken_out(rng, name):
+    """PyTensor factors the product: the signs of the diagonal do not matter."""
+    d, s, A = pt.vector("d", shape=(3,)), pt.scalar("s"), pt.matrix("A", shape=(3, 3))
+    L = OF_ANY_SIGN[name](s, A)
+    values = {d: rng.normal(size=3), s: -0.3, A: -rng.uniform(0.5, 1, size=(3, 3))}
+    [entries] = evaluate([L], values)
+    assert (np.diagonal(entries, axis1=-2, axis2=-1) < 0).any()
+    graph = list(inv_quad_logdet(d, L @ L.mT))
+    new = rewritten(graph)
+    assert our_ops(new) == {"InvQuadLogdet{chol}": 1}
+    assert_same_numbers(graph, new, values, condition=1e3)
+
+
 def near_misses():
     d, A = pt.vector("d", shape=(3,)), pt.matrix("A", shape=(3, 3))
     L = lower_triangular(pt.vector("e", shape=(6,)))
@@ -127,9 +153,6 @@ def near_misses():
         "not triangular": inv_quad_logdet(d, A @ A.mT),
         "wrong order": inv_quad_logdet(d, L.mT @ L),
         "two factors": inv_quad_logdet(d, L @ K.mT),
-        # PyTensor does not see that it is triangular, and factors the product
-        "tril": inv_quad_logdet(d, pt.tril(A) @ pt.tril(A).mT),
-        "scale of any sign": inv_quad_logdet(d, (A[0, 0] * CHOL) @ (A[0, 0] * CHOL).mT),
         "jitter": inv_quad_logdet(d, L @ L.mT + 1e-6 * pt.eye(3)),
         "precision": inv_quad_logdet(d, L @ L.mT, "tau"),
     }
@@ -147,7 +170,7 @@ def test_model(rng, sign):
         entries = pm.Normal("entries", shape=3)
         L = pt.set_subtensor(pt.zeros((2, 2))[np.tril_indices(2)], entries)
         pm.MvNormal("x", np.zeros(2), chol=L, observed=rng.normal(size=(4, 2)))
-    assert our_ops(rewritten([model.logp()])) == {"MvNormalLogp{chol}": 1}
+    assert our_ops(rewritten([model.logp()])) == {"InvQuadLogdet{chol}": 1}
     point = {"entries": np.array([1.3, 0.2, sign * 0.7])}
     results = []
     for context in (mvn.enable, mvn.disable):
