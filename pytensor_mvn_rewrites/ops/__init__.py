@@ -1,5 +1,10 @@
 """The fused ops: each carries its reference graph and a closed-form, differentiable pullback."""
 
+from pytensor_mvn_rewrites.ops.low_rank import (
+    LowRankQuadLogdet,
+    LowRankQuadLogdetPullback,
+    low_rank_quad_logdet,
+)
 from pytensor_mvn_rewrites.ops.mvnormal import MvNormalLogp, MvNormalLogpPullback, mvnormal_logp
 from pytensor_mvn_rewrites.ops.quadlogdet import (
     InvQuadLogdet,
@@ -10,8 +15,11 @@ from pytensor_mvn_rewrites.ops.quadlogdet import (
 __all__ = [
     "InvQuadLogdet",
     "InvQuadLogdetPullback",
+    "LowRankQuadLogdet",
+    "LowRankQuadLogdetPullback",
     "MvNormalLogp",
     "MvNormalLogpPullback",
     "inv_quad_logdet",
+    "low_rank_quad_logdet",
     "mvnormal_logp",
 ]

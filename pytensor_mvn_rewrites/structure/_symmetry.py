@@ -45,6 +45,11 @@ def is_symmetric(fgraph: FunctionGraph | None, matrix: Tensor) -> bool:
     return _Mirrors(fgraph).holds(matrix, matrix)
 
 
+def is_transpose(fgraph: FunctionGraph | None, one: Tensor, other: Tensor) -> bool:
+    """Whether ``one == other.mT`` whatever the inputs of the graph are."""
+    return _Mirrors(fgraph).holds(one, other)
+
+
 class _Mirrors:
     """Proofs that one variable is the transpose of another, each attempted once."""
 

@@ -1,0 +1,235 @@
+"""Covariances and precisions of low rank plus a diagonal: factor models, random effects."""
+
+from functools import reduce
+from operator import add, matmul, mul
+from typing import NamedTuple
+
+import numpy as np
+import pytensor.tensor as pt
+from pytensor.graph.basic import Constant
+from pytensor.graph.rewriting.basic import node_rewriter
+from pytensor.scalar.basic import Add, Mul
+from pytensor.tensor.basic import Alloc
+from pytensor.tensor.elemwise import Elemwise
+from scipy.linalg.lapack import dpstrf as pstrf
+
+from pytensor_mvn_rewrites.matching import (
+    Definiteness,
+    Tensor,
+    definiteness,
+    is_positive,
+    is_real_float,
+    is_square_of,
+    scalar_constant,
+    transposed,
+    without_leading_ones,
+)
+from pytensor_mvn_rewrites.ops import InvQuadLogdet, MvNormalLogp, low_rank_quad_logdet
+from pytensor_mvn_rewrites.pipeline import Declined, record, structure
+from pytensor_mvn_rewrites.structure._assemble import from_parts, split_inputs
+from pytensor_mvn_rewrites.structure._symmetry import dot_chain, is_transpose
+from pytensor_mvn_rewrites.structure.diagonal import diagonal_of, is_square
+
+#: The rank has to be smaller than the size by this ratio, or the dense kernels are as fast.
+MIN_RATIO = 4
+
+#: Smaller dense matrices are factored faster.
+MIN_SIZE = 16
+
+NOT_POSITIVE = (
+    "the diagonal is not proven positive: the sum may be positive definite all the same. "
+    "Write it as exp(...) or as the square of a positive number"
+)
+
+
+class LowRankPlusDiagonal(NamedTuple):
+    """A stack of matrices ``W @ W.mT + diag(d)``."""
+
+    #: Shape (..., n, k).
+    factor: Tensor
+    #: Shape (..., n).
+    diag: Tensor
+
+
+@structure
+@node_rewriter([MvNormalLogp, InvQuadLogdet])
+def matrix_is_low_rank_plus_diagonal(fgraph, node):
+    r"""InvQuadLogdet(delta, W @ W.T + diag(d)) -> LowRankQuadLogdet(delta, W, d).
+
+    By the matrix determinant lemma and Woodbury's identity, with the capacitance matrix
+    :math:`M = I_k + W^\top D^{-1} W`,
+
+    .. math:: \log|W W^\top + D| = \log|D| + \log|M|, \qquad
+              (W W^\top + D)^{-1} = D^{-1} - D^{-1} W M^{-1} W^\top D^{-1}
+
+    For a precision the quadratic form is :math:`\|W^\top \delta\|^2 + \|D^{1/2} \delta\|^2`. The
+    same for ``MvNormalLogp``, for sums of several products, and for ``W @ C @ W.T`` with a C that
+    is proven positive definite. Cost: :math:`O(n^3) \to O(n k^2)`, without a matrix of size n.
+
+    Declines unless the sizes are known and k is small against n; and, as the sum may be positive
+    definite although an entry of d is not positive, unless d is proven positive. A multiple of the
+    identity needs no proof: with k < n, that multiple is an eigenvalue.
+    """
+    if node.op.param == "chol":
+        return None
+    delta, matrix = split_inputs(node)
+    found = low_rank_plus_diagonal(fgraph, matrix)
+    if found is None or not is_real_float(matrix, *found):
+        return None
+    factor, diag = found
+    n, k = factor.type.shape[-2:]
+    if None in (n, k) or n < MIN_SIZE or n < MIN_RATIO * k or delta.type.shape[-1] not in (None, n):
+        return None
+    if matrix.type.shape[-2:] != (n, n) or factor.type.dtype != matrix.type.dtype:
+        return None
+    if not is_positive(diag) and not is_uniform(diag):
+        record(Declined("structure", "matrix_is_low_rank_plus_diagonal", NOT_POSITIVE))
+        return None
+    quaddist, half_logdet, posdef = low_rank_quad_logdet(delta, factor, diag)
+    if node.op.param == "tau":
+        projected = (delta[..., None, :] @ factor)[..., 0, :]
+        quaddist = (projected**2).sum(axis=-1) + (delta**2 * diag).sum(axis=-1)
+        # as in the dense graph, no number where there is no factorization
+        return from_parts(node, quaddist + 0 * half_logdet, -half_logdet, posdef)
+    return from_parts(node, quaddist, half_logdet, posdef)
+
+
+def low_rank_plus_diagonal(fgraph, matrix) -> LowRankPlusDiagonal | None:
+    """The parts of a sum of products ``W @ W.mT`` and of diagonal matrices."""
+    matrix = without_leading_ones(matrix, 2)
+    match matrix.owner_op_and_inputs:
+        case (Elemwise(scalar_op=Add()), *terms):
+            pass
+        case _:
+            return None
+    factors, diags = [], []
+    for term in terms:
+        diag = diagonal_of(term) if is_square(term) else None
+        if diag is not None:
+            diags.append(diag)
+            continue
+        factor = gram_factor(fgraph, term, matrix.type.shape[-1])
+        if factor is None:
+            return None
+        factors.append(factor)
+    if not factors or not diags:
+        return None
+    if len(factors) > 1 and any(factor.type.ndim > 2 for factor in factors):
+        return None
+    factor = factors[0] if len(factors) == 1 else pt.join(-1, *factors)
+    return LowRankPlusDiagonal(factor, reduce(add, diags))
+
+
+def gram_factor(fgraph, term, n: int | None) -> Tensor | None:
+    """The W, shape (..., n, k), of a term that is ``W @ W.mT``."""
+    if isinstance(term, Constant) and is_square(term):
+        return gram_factor_of_constant(term)
+    if all(term.type.broadcastable[-2:]):
+        # one number in all entries
+        root = square_root(term)
+        return None if root is None or n is None else root * pt.ones((n, 1), dtype=term.type.dtype)
+    weights, cores = split_weights(term)
+    match cores:
+        case [Constant() as core]:
+            factor = gram_factor_of_constant(core)
+        case [core]:
+            factor = gram_factor_of_product(fgraph, core)
+        case [column, row] if column.type.broadcastable[-2:] in ((False, True), (True, False)):
+            if row.type.broadcastable[-1]:
+                column, row = row, column
+            factor = column if is_transpose(fgraph, column, row) else None
+        case _:
+            return None
+    roots = [square_root(weight) for weight in weights]
+    if factor is None or any(root is None for root in roots):
+        return None
+    return reduce(mul, roots, factor)
+
+
+def gram_factor_of_product(fgraph, product) -> Tensor | None:
+    """The same for ``W @ W.mT``, ``W @ C @ W.mT`` and ``(W * c) @ W.mT``."""
+    chain = dot_chain(product)
+    if len(chain) < 2:
+        return None
+    outer_left, outer_right = product.owner.inputs
+    if is_transpose(fgraph, outer_left, outer_right):
+        return outer_left
+    half = len(chain) // 2
+    left, middle, right = chain[:half], chain[half : len(chain) - half], chain[-half:][::-1]
+    weights = []
+    for i, (one, other) in enumerate(zip(left, right, strict=True)):
+        if is_transpose(fgraph, one, other):
+            continue
+        # only what stands in the middle of the product may be on one side of it alone
+        innermost = i == half - 1 and not middle
+        sides = split_weights(one), split_weights(transposed(other))
+        if not innermost or any(len(cores) != 1 for _, cores in sides):
+            return None
+        [(left_weights, [left[i]]), (right_weights, [core])] = sides
+        if not is_transpose(fgraph, left[i], transposed(core)):
+            return None
+        weights = [*left_weights, *right_weights]
+    roots = [square_root(weight) for weight in weights]
+    if middle:
+        if definiteness(fgraph, middle[0]) is not Definiteness.DEFINITE:
+            return None
+        left.append(pt.linalg.cholesky(middle[0]))
+    if any(root is None for root in roots):
+        return None
+    return reduce(mul, roots, reduce(matmul, left))
+
+
+def split_weights(term) -> tuple[list[Tensor], list[Tensor]]:
+    """The scalars and rows that multiply a matrix, and all else that is multiplied."""
+    match term.owner_op_and_inputs:
+        case (Elemwise(scalar_op=Mul()), *inputs):
+            matrices = [inp for inp in inputs if is_square(inp)]
+            limit = (True, False) if matrices else (True, True)
+            weights = [
+                inp for inp in inputs if inp.type.broadcastable[-2:] in ((True, True), limit)
+            ]
+            return weights, [inp for inp in inputs if inp not in weights]
+    return [], [term]
+
+
+def square_root(weight) -> Tensor | None:
+    """A root of what is proven not to be negative; its derivative is finite."""
+    match weight.owner_op_and_inputs:
+        case (Elemwise(), base, *_) if is_square_of(weight.owner, base):
+            return base
+    return pt.sqrt(weight) if is_positive(weight) else None
+
+
+def gram_factor_of_constant(matrix: Constant) -> Tensor | None:
+    """The W of a constant of small rank, by a pivoted Cholesky factorization; kept."""
+    known = getattr(matrix.tag, "gram_factor", None)
+    if known is None:
+        known = matrix.tag.gram_factor = (_numerical_gram_factor(np.asarray(matrix.data)),)
+    return None if known[0] is None else pt.constant(known[0])
+
+
+def _numerical_gram_factor(data: np.ndarray) -> np.ndarray | None:
+    n = data.shape[-1]
+    if data.shape != (n, n) or data.dtype != "float64" or n < MIN_SIZE:
+        return None
+    if not np.array_equal(data, data.T) or not np.isfinite(data).all():
+        return None
+    chol, pivots, rank, _ = pstrf(data, lower=1)
+    if rank * MIN_RATIO > n:
+        return None
+    factor = np.empty((n, rank))
+    factor[pivots - 1] = np.tril(chol)[:, :rank]
+    error = np.abs(factor @ factor.T - data).max()
+    return factor if error <= 4 * np.finfo(data.dtype).eps * n * data.diagonal().max() else None
+
+
+def is_uniform(diag) -> bool:
+    """Whether all entries of each diagonal are equal by construction."""
+    if diag.type.broadcastable[-1] or scalar_constant(diag) is not None:
+        return True
+    match diag.owner_op_and_inputs:
+        case (Elemwise(), *inputs):
+            return all(map(is_uniform, inputs))
+        case (Alloc(), value, *_):
+            return value.type.ndim == 0 or value.type.broadcastable[-1]
+    return isinstance(diag, Constant) and bool(np.all(diag.data == diag.data[..., :1]))
