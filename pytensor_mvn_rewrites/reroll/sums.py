@@ -19,8 +19,7 @@ def reroll_sums(fgraph):
     become one; everything after this stage is independent of N. Declines on graphs of random
     variables, when shapes are not provably equal, and when it would save next to nothing.
     """
-    sums = [node for node in fgraph.apply_nodes if is_add(node) and not _is_inner(fgraph, node)]
-    sums = [(node, terms) for node in sums if len(terms := flatten(fgraph, node)) > 1]
+    sums = outer_sums(fgraph)
     if not sums or holds_random_variables(fgraph):
         return
     rerolling = Rerolling("reroll_sums", fgraph)
@@ -38,6 +37,12 @@ def reroll_sums(fgraph):
         total.name = old.name
         replacements.append((old, old.type.filter_variable(total)))
     fgraph.replace_all(replacements, reason="reroll_sums", import_missing=True)
+
+
+def outer_sums(fgraph) -> list[tuple[Apply, list[Variable]]]:
+    """The sums of several terms that are no part of larger ones, with their terms."""
+    sums = [node for node in fgraph.apply_nodes if is_add(node) and not _is_inner(fgraph, node)]
+    return [(node, terms) for node in sums if len(terms := flatten(fgraph, node)) > 1]
 
 
 def is_add(node: Apply) -> bool:
