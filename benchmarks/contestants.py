@@ -19,6 +19,17 @@ def build(name: str, arguments: dict):
     return getattr(importlib.import_module(f"benchmarks.{module}"), function)(**arguments)
 
 
+def import_packages(plugin: bool, skip: str) -> None:
+    """Import PyMC, and the plugin without some of its stages."""
+    import pymc  # noqa: F401
+    import pytensor
+
+    if plugin:
+        import pytensor_mvn_rewrites  # noqa: F401
+
+        pytensor.config.mvn_rewrites__skip = skip
+
+
 class Evaluated:
     """Base of the contestants that have a function to evaluate; `call` evaluates it once."""
 
@@ -28,17 +39,23 @@ class Evaluated:
         """Evaluate once."""
         raise NotImplementedError
 
-    def time(self, batch_seconds: float = 0.05) -> float:
-        """Seconds of one call, the mean over a batch of calls that takes about `batch_seconds`."""
+    def time(self, clock: str = "wall", batch_seconds: float = 0.05) -> float:
+        """Seconds of one call, the mean over a batch of calls that takes about `batch_seconds`.
+
+        Parameters
+        ----------
+        clock : {"wall", "cpu"}
+        batch_seconds : float
+        """
         if not self._n_calls:
             self.call()
             with stopwatch() as once:
                 self.call()
-            self._n_calls = max(1, round(batch_seconds / max(once["wall"], 1e-7)))
+            self._n_calls = max(1, round(batch_seconds / max(once["cpu"], 1e-7)))
         with stopwatch() as batch:
             for _ in range(self._n_calls):
                 self.call()
-        return batch["wall"] / self._n_calls
+        return batch[clock] / self._n_calls
 
     def memory(self) -> int | None:
         """Bytes by which calls raise the resident memory above its rest; None if not on Linux."""
@@ -75,13 +92,14 @@ class PyMCModel(Evaluated):
         Import pytensor_mvn_rewrites or not.
     mode : str, optional
         A mode of PyTensor.
+    skip : str
+        Stages of the plugin to leave out.
     """
 
-    def __init__(self, model: str, arguments: dict, plugin: bool, mode: str | None = None):
-        import pymc  # noqa: F401
-
-        if plugin:
-            import pytensor_mvn_rewrites  # noqa: F401
+    def __init__(
+        self, model: str, arguments: dict, plugin: bool, mode: str | None = None, skip: str = ""
+    ):
+        import_packages(plugin, skip)
         self.model = model
         self.arguments = arguments
         self.mode = mode
@@ -110,8 +128,8 @@ class PyMCModel(Evaluated):
         }
 
     def call(self):
-        """Log-density and gradient at the initial point."""
-        return self.function(self.start)
+        """Log-density and gradient at the initial point; JAX has to be waited for."""
+        return [np.asarray(out) for out in self.function(self.start)]
 
     def values(self, file: str, points: int = 5) -> None:
         """Save log-densities and gradients at the initial point and at random ones around it."""
@@ -160,6 +178,176 @@ def largest_constant(graph) -> int:
     kept = [v.data for v in graph.variables if hasattr(v, "data")]
     kept += [v.get_value(borrow=True) for v in graph.inputs if hasattr(v, "get_value")]
     return max((array.nbytes for array in kept if isinstance(array, np.ndarray)), default=0)
+
+
+class Density(Evaluated):
+    """Base of the contestants of :mod:`benchmarks.oplevel`.
+
+    `call` returns the sum of the log-densities and the gradients for value, mean and matrix.
+
+    Parameters
+    ----------
+    count, n : int
+        Number of vectors and length of each.
+    param : {"cov", "chol"}
+    """
+
+    def __init__(self, count: int, n: int, param: str):
+        from benchmarks.oplevel import inputs
+
+        self.n = n
+        self.param = param
+        self.inputs = inputs(count, n, param)
+
+    def values(self, file: str) -> None:
+        """Save log-density and gradients; that for a covariance as the symmetric matrix."""
+        logp, *vectors, matrix = (np.asarray(out) for out in self.call())
+        if self.param == "cov":
+            # some systems give the gradient for the lower triangle
+            matrix = (matrix + matrix.mT) / 2
+        gradient = np.concatenate([part.ravel() for part in (*vectors, np.tril(matrix))])
+        np.savez(file, logp=[logp], gradient=[gradient])
+
+
+class PyTensorDensity(Density):
+    """PyMC's MvNormal, differentiated and compiled as PyMC does it.
+
+    Parameters
+    ----------
+    count, n, param
+        As :class:`Density`.
+    plugin : bool
+        Import pytensor_mvn_rewrites or not.
+    mode : str, optional
+        A mode of PyTensor.
+    skip : str
+        Stages of the plugin to leave out.
+    """
+
+    def __init__(self, plugin: bool, mode: str | None = None, skip: str = "", **size):
+        super().__init__(**size)
+        import_packages(plugin, skip)
+        self.mode = mode
+
+    def prepare(self) -> dict:
+        """Compile a function of the three inputs; only their core size is known to it."""
+        import pymc as pm
+        import pytensor
+        import pytensor.tensor as pt
+        from pymc.pytensorf import rewrite_pregrad
+
+        n = self.n
+        variables = [pt.tensor(shape=(None, *core)) for core in ((n,), (n,), (n, n))]
+        value, mu, matrix = variables
+        with stopwatch() as compiling:
+            logp = pm.logp(pm.MvNormal.dist(mu, **{self.param: matrix}), value).sum()
+            logp = rewrite_pregrad(logp)
+            self.function = pytensor.function(
+                variables, [logp, *pt.grad(logp, variables)], mode=self.mode
+            )
+            self.function.trust_input = True
+            self.call()
+        return {"compile": compiling["wall"]}
+
+    def call(self):
+        """Evaluate, and wait for the result."""
+        outputs = self.function(*self.inputs)
+        return [np.asarray(out) for out in outputs]
+
+
+class NumPyroDensity(Density):
+    """NumPyro's MultivariateNormal, jitted with its gradients, in double precision."""
+
+    def prepare(self) -> dict:
+        """Compile."""
+        import jax
+
+        jax.config.update("jax_enable_x64", True)
+        from numpyro.distributions import MultivariateNormal
+
+        keyword = {"cov": "covariance_matrix", "chol": "scale_tril"}[self.param]
+
+        def logp(value, mu, matrix):
+            return MultivariateNormal(mu, **{keyword: matrix}).log_prob(value).sum()
+
+        with stopwatch() as compiling:
+            self.function = jax.jit(jax.value_and_grad(logp, argnums=(0, 1, 2)))
+            self.call()
+        return {"compile": compiling["wall"]}
+
+    def call(self):
+        """Evaluate, and wait for the result."""
+        logp, gradients = self.function(*self.inputs)
+        return [np.asarray(out) for out in (logp, *gradients)]
+
+
+class LimitDensity(Density):
+    """The C++ kernel of ``limit.cpp``; its gradients go to the same arrays each time."""
+
+    def prepare(self) -> dict:
+        """Compile."""
+        from benchmarks.limit import build
+
+        self.outputs = [np.empty_like(array) for array in self.inputs]
+        with stopwatch() as compiling:
+            self.kernel = build(self.n, self.param)
+            self.call()
+        return {"compile": compiling["wall"]}
+
+    def call(self):
+        """Evaluate."""
+        logp = self.kernel(len(self.inputs[0]), *self.inputs, *self.outputs)
+        return [logp, *self.outputs]
+
+
+class NumPyroModel(Evaluated):
+    """Log-density and gradient of a NumPyro model on the unconstrained space, jitted.
+
+    Parameters
+    ----------
+    model : str
+        ``"module.function"`` of this package. The function returns a NumPyro model and the names of
+        its variables in the order of the raveled point.
+    arguments : dict
+        Its arguments.
+    """
+
+    def __init__(self, model: str, arguments: dict):
+        self.model = model
+        self.arguments = arguments
+
+    def prepare(self) -> dict:
+        """Build, and compile with the first call."""
+        import jax
+
+        jax.config.update("jax_enable_x64", True)
+        from numpyro.infer.util import initialize_model
+
+        with stopwatch() as building:
+            model, names = build(self.model, self.arguments)
+            info = initialize_model(jax.random.key(0), model)
+        shapes = {name: info.param_info.z[name].shape for name in names}
+        ends = np.cumsum([int(np.prod(shape)) for shape in shapes.values()])
+        # where PyMC starts: one for positive variables, zero for the others
+        self.start = np.zeros(ends[-1])
+
+        def logp(point):
+            parts = jax.numpy.split(point, ends[:-1])
+            named = zip(shapes.items(), parts, strict=True)
+            return -info.potential_fn({name: part.reshape(shape) for (name, shape), part in named})
+
+        jitted = jax.jit(jax.value_and_grad(logp))
+        self.function = lambda point: [np.asarray(out) for out in jitted(point)]
+        with stopwatch() as compiling:
+            self.call()
+        return {
+            "build": building["wall"],
+            "compile": compiling["wall"],
+            "dimensions": int(self.start.size),
+        }
+
+    call = PyMCModel.call
+    values = PyMCModel.values
 
 
 class Imports:

@@ -301,6 +301,7 @@ def scenarios(pick) -> Iterator[Scenario]:
         on_and_off("groups.lkj_loop", ragged=True, **sizes),
         (faster(200), *first_gradient(1)),
         reference="off",
+        warm=1,
     )
 
     sizes = pick({"groups": 20, "rows": 2000, "n": 3}, tiny={"groups": 3, "rows": 9, "n": 3})
@@ -335,6 +336,6 @@ def scenarios(pick) -> Iterator[Scenario]:
             model("on", "groups.lkj_loop", **sizes),
             unrewritten("groups.lkj_loop", **sizes),
         ),
-        (per_build(6),),
+        per_build(6),
         reference="unrewritten",
     )

@@ -49,6 +49,13 @@ def headline(here: dict) -> str:
     )
 
 
+def explanation(report: dict) -> str:
+    """What the columns mean."""
+    return EXPLANATION + (
+        " Evaluations are timed by the CPU time of their process." * (report["clock"] == "cpu")
+    )
+
+
 EXPLANATION = (
     "First gradient: model.logp_dlogp_function(ravel_inputs=True) and its first call, in a fresh "
     "process, with an empty cache of compiled code (cold, one run) or with that of an earlier "
@@ -143,7 +150,7 @@ def show(console: Console, report: dict) -> None:
             console.print(line, highlight=False, markup=False)
         console.print()
     console.print(headline(report["machine"]), highlight=False)
-    console.print(EXPLANATION, highlight=False)
+    console.print(explanation(report), highlight=False)
     for scenario in report["scenarios"]:
         for row in scenario["rows"]:
             if "error" in row:
@@ -156,7 +163,7 @@ def show(console: Console, report: dict) -> None:
 
 def markdown(report: dict) -> str:
     """Write the report as Markdown."""
-    lines = [headline(report["machine"]), "", EXPLANATION, ""]
+    lines = [headline(report["machine"]), "", explanation(report), ""]
     for module, scenarios in modules(report).items():
         lines += [f"## {module}", "", *(f"- {line}" for line in legend(scenarios)), ""]
         for table in (results_table(scenarios), bars_table(scenarios)):

@@ -43,6 +43,7 @@ def arguments() -> argparse.Namespace:
     add("--warm", type=int, help="warm runs of each variant; 0: none, evaluate in the cold one")
     add("--rounds", type=int, default=15, help="rounds of evaluations")
     add("--timeout", type=float, default=3600, help="seconds that a step of a variant may take")
+    add("--clock", choices=("wall", "cpu"), default="wall", help="how to time evaluations")
     add("--caches", type=Path, help="keep the caches of compiled code here; nothing is cold then")
     return parser.parse_args()
 
@@ -60,13 +61,17 @@ def main() -> None:
             raise SystemExit(f"no scenario is called {' or '.join(options.only)}; there are these")
         return
 
-    report: dict = {"machine": reports.machine(), "scenarios": []}
+    report: dict = {"machine": reports.machine(), "clock": options.clock, "scenarios": []}
     stem = RESULTS / datetime.now(UTC).strftime("%Y-%m-%d-%H%M%S")
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         warm = options.warm if options.warm is not None else 1 if options.short else 3
         effort = Effort(
-            options.caches or scratch / "caches", warm, options.rounds, timeout=options.timeout
+            options.caches or scratch / "caches",
+            warm,
+            options.rounds,
+            timeout=options.timeout,
+            clock=options.clock,
         )
         with progress_bar(console) as progress:
             task = progress.add_task("", total=len(scenarios))

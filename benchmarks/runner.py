@@ -28,6 +28,9 @@ class Effort:
         Where rounds take longer than this together, three are enough.
     timeout : float
         Seconds after which a step of a variant is given up.
+    clock : {"wall", "cpu"}
+        What evaluations are timed by. On a machine with other work to do, the CPU time of a
+        process says more than the time on the wall.
     """
 
     caches: Path
@@ -35,6 +38,7 @@ class Effort:
     rounds: int = 15
     seconds: float = 60.0
     timeout: float = 3600.0
+    clock: str = "wall"
 
 
 @dataclass
@@ -83,10 +87,11 @@ def run_scenario(
         for run in range(1 + warm):
             order = list(found.values())
             for measured in order[::-1] if run % 2 else order:
-                if measured.error or (run and not measured.variant.timed):
+                once = measured.variant.once
+                if measured.error or (run and once):
                     continue
-                say(f"{measured.variant.label}: run {run + 1} of {1 + warm}")
-                worker = prepare(scenario, measured, effort, last=run == warm)
+                say(f"{measured.variant.label}: run {run + 1} of {1 if once else 1 + warm}")
+                worker = prepare(scenario, measured, effort, last=once or run == warm)
                 if worker is not None:
                     workers[measured.variant.label] = stack.enter_context(worker)
         evaluate(found, workers, effort, say)
@@ -115,12 +120,12 @@ def prepare(scenario: Scenario, measured: Measured, effort: Effort, last: bool) 
         worker.close()
         return None
     if cold and "compile" in quantities:
-        measured.add(cold_compile=quantities["compile"])
-        # the first of several runs is not one of the warm ones
+        quantities["cold_compile"] = quantities.pop("compile")
+        # what does not depend on the cache comes from the warm runs, if there are any
         if not last:
-            quantities = {}
+            quantities = {"cold_compile": quantities["cold_compile"]}
     measured.add(**quantities)
-    if last or not variant.timed:
+    if last:
         return worker
     worker.close()
     return None
@@ -136,7 +141,7 @@ def evaluate(found: dict[str, Measured], workers, effort: Effort, say) -> None:
         say(f"evaluations, round {i + 1} of {effort.rounds}")
         for label in timed[::-1] if i % 2 else timed:
             try:
-                found[label].add(evaluate=workers[label].ask("time"))
+                found[label].add(evaluate=workers[label].ask("time", clock=effort.clock))
             except WorkerError as error:
                 found[label].error = str(error)
                 timed = [other for other in timed if other != label]
@@ -188,6 +193,9 @@ def numbers_of(which: tuple[str, str] | None, found: dict[str, Measured]) -> lis
     if which is None:
         return None
     label, quantity = which
+    if label == "*":
+        medians = [m.row()[quantity] for m in found.values() if quantity in m.quantities]
+        return [max(medians)] if medians else []
     return found[label].quantities.get(quantity, [])
 
 

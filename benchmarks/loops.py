@@ -1,0 +1,118 @@
+"""Scenarios of the loop of the forum thread, of models without it, and of sampling."""
+
+from collections.abc import Iterator
+
+from benchmarks.models import loop_data
+from benchmarks.scenarios import Bar, Scenario, Variant, faster, model, on_and_off, per_build
+
+#: Where the loop without the plugin is still bearable
+UNREWRITTEN_UP_TO = 30
+
+#: Sizes at which the other systems run as well
+WITH_OTHERS = (10, 100, 1000, 5000)
+
+
+def numpyro_loop(n: int, q: int = 3, seed: int = 0):
+    """The model of :func:`benchmarks.models.loop_by_hand` in NumPyro."""
+    import numpyro
+    from numpyro import distributions as dist
+
+    covs, data = loop_data(n, q, seed)
+
+    def model():
+        scale = numpyro.sample("scale", dist.HalfNormal(1.0))
+        mu = numpyro.sample("mu", dist.Normal(0, 1).expand((n, q)).to_event(2))
+        numpyro.sample("x", dist.MultivariateNormal(mu, covariance_matrix=scale * covs), obs=data)
+
+    return model, ("scale", "mu")
+
+
+def variants(n: int, q: int = 3) -> Iterator[Variant]:
+    """All contestants at one size."""
+    size = {"n": n, "q": q}
+    yield model("on", "models.loop", **size)
+    yield model("by hand, off", "models.loop_by_hand", False, **size)
+    if n <= UNREWRITTEN_UP_TO:
+        yield model("off", "models.loop", False, **size)
+    if n in WITH_OTHERS:
+        yield model("reference graph", "models.loop", skip="lower", once=True, **size)
+        yield model("on, JAX", "models.loop", mode="JAX", once=True, **size)
+        yield model("by hand, JAX, off", "models.loop_by_hand", False, "JAX", once=True, **size)
+        described = {"model": "loops.numpyro_loop", "arguments": size}
+        yield Variant("NumPyro", "NumPyroModel", described, once=True)
+
+
+def loop_bars(n: int) -> tuple[Bar, ...]:
+    """The bars of the loop at one size."""
+    shorter = Bar(
+        "time to the first gradient of 'on' shorter than that of 'by hand, off', cold",
+        ("on", "cold_compile"),
+        ("by hand, off", "cold_compile"),
+        at_most=1,
+    )
+    if n == 1000:
+        return *per_build(6), shorter
+    if n == 5000:
+        return *per_build(8), shorter, faster(60, than="by hand, off")
+    return ()
+
+
+def scenarios(pick) -> Iterator[Scenario]:
+    """The loop at all sizes, then the rest."""
+    for n in pick((10, 30, 100, 300, 1000, 2000, 5000), short=(10, 100, 1000), tiny=(3,)):
+        yield Scenario(
+            f"loops:thread_{n}",
+            f"one MvNormal per vector, N={n}, q=3",
+            tuple(variants(n)),
+            loop_bars(n),
+            reference="by hand, off",
+            facts={"N": n},
+        )
+    n = pick(1000, short=100, tiny=3)
+    yield Scenario(
+        "loops:latent",
+        f"the same with latent vectors, observed with noise, N={n}",
+        (
+            model("on", "models.latent_loop", n=n),
+            model("by hand, off", "models.latent_loop_by_hand", False, n=n),
+        ),
+        reference="by hand, off",
+    )
+
+    for name in ("eight_schools", "logistic"):
+        yield Scenario(
+            f"loops:{name}",
+            "nothing for the plugin to do",
+            on_and_off(f"models.{name}"),
+            (
+                Bar(
+                    "time to the first gradient at most 1.02 times that without the plugin, warm",
+                    ("on", "compile"),
+                    ("off", "compile"),
+                    at_most=1.02,
+                ),
+            ),
+            reference="off",
+            warm=pick(15, short=3),
+        )
+    yield Scenario(
+        "loops:import",
+        "importing PyMC, then the plugin",
+        (Variant("imports", "Imports", {}, timed=False),),
+        (Bar("the import adds less than 0.3 s", ("imports", "plugin"), at_most=0.3),),
+        warm=pick(10, short=3),
+    )
+    n, draws = pick((1000, 200), short=(30, 50), tiny=(3, 10))
+    for sampler in ("nutpie", "pymc"):
+        described = {
+            "model": "models.loop",
+            "arguments": {"n": n},
+            "sampler": sampler,
+            "draws": draws,
+        }
+        yield Scenario(
+            f"loops:sample_{sampler}",
+            f"pm.sample with {sampler}, 2 chains of {draws} draws, compilation included, N={n}",
+            (Variant("on", "Sampling", described, timed=False, once=True),),
+            (Bar("it finishes: draws", ("on", "draws"), at_least=1),),
+        )
