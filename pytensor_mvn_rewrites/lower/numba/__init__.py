@@ -3,6 +3,8 @@
 ============  =================================================================================
 `frame`       the function that a node calls: checks, outputs, choice of a kernel
 `lanes`       the kernel for small and medium matrices, one per vector lane
+`rows`        the kernel for small matrices with several rows each
+`formulas`    the formulas of small matrices; `lane_loops` those of medium ones
 `general`     the kernel for every size, one matrix after the other
 `single`      the formulas of `general`; `lapack` where blocking pays
 `vectors`     the vectors that `lanes` is written in
@@ -19,16 +21,21 @@ from pytensor_mvn_rewrites.lower.numba.frame import KernelSpec, kernel_of_op
 from pytensor_mvn_rewrites.lower.numba.general import general_kernel
 from pytensor_mvn_rewrites.lower.numba.jit import kernel_address
 from pytensor_mvn_rewrites.lower.numba.lanes import LanesSpec, lanes_kernel
+from pytensor_mvn_rewrites.lower.numba.rows import RowsSpec, rows_kernel
 from pytensor_mvn_rewrites.lower.numba_backend import NumbaGaussianOp
 
 __all__ = ["KernelSpec", "build_kernel"]
 
 
 def build_kernel(name: str) -> Callable:
-    """The kernel of a name, to be compiled: ``"small"``, ``"large"`` or a `LanesSpec.name`."""
-    if name in ("small", "large"):
-        return general_kernel(lapack=name == "large")
-    return lanes_kernel(LanesSpec.parse(name))
+    """The kernel of a name, to be compiled: ``"small"``, ``"large"`` or that of a specification."""
+    match name.split()[0]:
+        case "lanes":
+            return lanes_kernel(LanesSpec.parse(name))
+        case "rows":
+            return rows_kernel(RowsSpec.parse(name))
+        case _:
+            return general_kernel(lapack=name == "large")
 
 
 _kernel_of_op = lru_cache(maxsize=1024)(kernel_of_op)
@@ -38,7 +45,7 @@ _kernel_of_op = lru_cache(maxsize=1024)(kernel_of_op)
 def numba_funcify_gaussian(op, node, **kwargs):
     """The kernel of a lowered op, and a key that holds all that it is specialised for."""
     spec = KernelSpec.of(op, node)
-    if spec.lanes is not None:
+    if spec.kernel is not None:
         # now, rather than in the first call
-        kernel_address(spec.lanes.name)
+        kernel_address(spec.kernel.name)
     return _kernel_of_op(spec)

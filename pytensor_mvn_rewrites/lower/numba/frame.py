@@ -19,6 +19,7 @@ from pytensor_mvn_rewrites.lower.numba.jit import (
     compile_source,
 )
 from pytensor_mvn_rewrites.lower.numba.lanes import LANES_MAX_N, STRAIGHT_MAX_N, LanesSpec
+from pytensor_mvn_rewrites.lower.numba.rows import RowsSpec
 from pytensor_mvn_rewrites.lower.numba_backend import (
     BatchLayout,
     NumbaGaussianOp,
@@ -45,10 +46,14 @@ TABLE_INPUTS = {
 }
 TABLE_OUTPUTS = {
     "logp": "first",
+    "logp_sum": "total",
+    "checked_logp_sum": "total",
     "quaddist": "first",
     "half_logdet": "second",
     "ddelta": "dvalue",
 }
+#: Outputs that are sums over the batch
+SUMS = ("logp_sum", "checked_logp_sum")
 GRADIENTS = {"dvalue": "value", "dmu": "mu", "ddelta": "delta", "dmatrix": "matrix"}
 
 
@@ -102,25 +107,44 @@ class KernelSpec:
         return frozenset(name for name, _ in self.outputs)
 
     @property
-    def wants_vectors(self) -> bool:
-        """Whether a gradient for a vector is wanted."""
-        return not self.wanted.isdisjoint({"dvalue", "dmu", "ddelta"})
+    def form(self) -> str:
+        """What the forward outputs are: ``"logp"``, ``"sum"`` or ``"quad"``."""
+        if not self.is_logp:
+            return "quad"
+        return "logp" if self.wanted.isdisjoint(SUMS) else "sum"
 
     @property
-    def wants_matrix(self) -> bool:
-        """Whether the gradient for the matrix is wanted."""
-        return "dmatrix" in self.wanted
-
-    @property
-    def lanes(self) -> LanesSpec | None:
-        """The kernel for matrices side by side, where every row has its own matrix."""
-        if self.n is None or not 1 <= self.n <= LANES_MAX_N or "R" in self.layout.joint:
+    def kernel(self) -> LanesSpec | RowsSpec | None:
+        """The kernel with matrices or rows side by side, None for one matrix after the other."""
+        if self.n is None or not 1 <= self.n <= LANES_MAX_N:
             return None
+        if "R" in self.layout.joint:
+            return self._rows_kernel(self.n)
+        wants = (name in self.wanted for name in ("dmu", "dmatrix"))
+        wants_value = not self.wanted.isdisjoint({"dvalue", "ddelta"})
         n = self.n if self.n <= STRAIGHT_MAX_N else 0
-        return LanesSpec(self.is_logp, self.param, n, self.wants_vectors, self.wants_matrix)
+        return LanesSpec(self.form, self.param, n, wants_value, *wants)
+
+    def _rows_kernel(self, n: int) -> RowsSpec | None:
+        """The kernel for rows that share a matrix.
+
+        It cannot undo what a bad row has added to a gradient that other matrices share as well:
+        None where there is one.
+        """
+        if n > STRAIGHT_MAX_N:
+            return None
+        gradients = {"dvalue": "none", "dmu": "none", "dmatrix": "none"}
+        for name in self.wanted & GRADIENTS.keys():
+            axes = self.axes(name)
+            if "R" in axes and "M" in self.layout.joint and "M" not in axes:
+                return None
+            gradients[TABLE_OUTPUTS.get(name, name)] = "own" if "R" in axes else "sum"
+        return RowsSpec(self.form, self.param, n, *gradients.values())
 
     def axes(self, name: str) -> str:
         """Batch axes of an operand or output."""
+        if name in SUMS:
+            return ""
         name = GRADIENTS.get(name, name)
         return self.inputs.get(name, self.layout.joint)
 
@@ -155,16 +179,17 @@ def frame_source(spec: KernelSpec) -> str:
 
 
 def call_lines(spec: KernelSpec):
-    """Call the kernel for the core size; those of lanes exist for rows of their own only."""
+    """Call the kernel for the core size and the layout."""
     places = dict.fromkeys(Table.NAMES)
     places |= dict(zip(TABLE_INPUTS[spec.op], spec.inputs, strict=False))
     places |= {TABLE_OUTPUTS.get(name, name): name for name in sorted(spec.wanted)}
     axes = ",".join(spec.axes(name) if name else "" for name in places.values())
-    header = f"(n_r, n_m, n, {int(spec.is_logp)}, {PARAM_CODES[spec.param]})"
+    is_checked = "checked_logp_sum" in spec.wanted
+    codes = int(spec.is_logp), int(is_checked), PARAM_CODES[spec.param]
+    header = f"(n_r, n_m, n, {', '.join(map(str, codes))})"
     arguments = f'"{axes}", {header}, ({", ".join(map(str, places.values()))})'
-    lanes = spec.lanes
-    if lanes is not None:
-        yield f'call_kernel("{lanes.name}", {arguments})'
+    if spec.kernel is not None:
+        yield f'call_kernel("{spec.kernel.name}", {arguments})'
     elif spec.n is not None:
         kernel = "large" if spec.n >= LAPACK_MIN_N else "small"
         yield f'call_kernel("{kernel}", {arguments})'
@@ -219,15 +244,15 @@ def check_lines(spec: KernelSpec):
 
 
 def allocation_lines(spec: KernelSpec):
-    """Allocate the outputs; gradients that are sums over the batch start at zero."""
+    """Allocate the outputs; those that are sums over the batch start at zero."""
     sizes = {"M": "n_m", "R": "n_r", "1": "1"}
     for name, dtype in spec.outputs:
         if name in GRADIENTS:
             shape = f"{GRADIENTS[name]}.shape"
             function = "zeros" if name != "dmatrix" and spec.accumulates(name) else "empty"
         else:
-            shape = "(" + "".join(f"{sizes[axis]}, " for axis in spec.layout.joint) + ")"
-            function = "empty"
+            shape = "(" + "".join(f"{sizes[axis]}, " for axis in spec.axes(name)) + ")"
+            function = "zeros" if name in SUMS else "empty"
         # kernels write float64
         dtype = "bool_" if dtype == "bool" else "float64"
         yield f"{name} = np.{function}({shape}, dtype=np.{dtype})"

@@ -29,9 +29,10 @@ LAPACK_MIN_N = 48
 
 HALF_LOG_2PI = 0.9189385332046727
 
-N_R, N_M, N, IS_LOGP, PARAM = Table.N_R, Table.N_M, Table.N, Table.IS_LOGP, Table.PARAM
-VALUE, MU, MATRIX, G_FIRST, G_SECOND, FIRST, SECOND, DVALUE, DMU, DMATRIX, POSDEF = (
-    Table.FIRST + Table.STRIDES * k for k in range(len(Table.NAMES))
+N_R, N_M, N, PARAM = Table.N_R, Table.N_M, Table.N, Table.PARAM
+IS_LOGP, IS_CHECKED = Table.IS_LOGP, Table.IS_CHECKED
+VALUE, MU, MATRIX, G_FIRST, G_SECOND, FIRST, SECOND, DVALUE, DMU, DMATRIX, POSDEF, TOTAL = map(
+    Table.entry, Table.NAMES
 )
 
 
@@ -53,6 +54,7 @@ def run_matrices(table):
     chol = np.empty((n, n))
     delta, z, a = np.empty(n), np.empty(n), np.empty(n)
     grad = np.empty((n, n))
+    total = 0.0
     for m in range(table[N_M]):
         source = element(table, MATRIX, 0, m)
         for i in range(n):
@@ -68,6 +70,7 @@ def run_matrices(table):
             if is_logp:
                 logp = -HALF_LOG_2PI * n - 0.5 * quad - half_logdet
                 store_if_wanted(table, FIRST, r, m, logp)
+                total += -np.inf if table[IS_CHECKED] != 0 and not posdef else logp
             else:
                 store_if_wanted(table, FIRST, r, m, quad)
                 store_if_wanted(table, SECOND, r, m, half_logdet)
@@ -94,6 +97,8 @@ def run_matrices(table):
                 row = target + i * table[DMATRIX + 3]
                 for j in range(n):
                     store(row + j * table[DMATRIX + 4], grad[i, j] if j <= i else above)
+    if table[TOTAL] != 0:
+        store(table[TOTAL], load(table[TOTAL]) + total)
 
 
 @njit_exact

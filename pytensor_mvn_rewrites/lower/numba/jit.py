@@ -34,19 +34,25 @@ class Table:
     The header is followed by `STRIDES` numbers for each operand and output: its address, and the
     distances in bytes between its elements along the batch axes ``R`` and ``M`` and along its core
     axes. An address of zero stands for an operand that the op does not have, or for an output that
-    is not wanted; a distance of zero along a batch axis for an operand that is broadcast, or for a
-    gradient that is summed, and starts at zero.
+    is not wanted; a distance of zero along a batch axis for an operand that is broadcast, or for an
+    output that is summed, and starts at zero. In the header, `IS_CHECKED` says that a matrix that
+    is not positive definite adds minus infinity to the sum `total`, instead of NaN.
     """
 
-    N_R, N_M, N, IS_LOGP, PARAM = range(5)
-    FIRST = 5
+    N_R, N_M, N, IS_LOGP, IS_CHECKED, PARAM = range(6)
+    FIRST = 6
     STRIDES = 5
     NAMES = (
         *("value", "mu", "matrix", "g_first", "g_second"),
-        *("first", "second", "dvalue", "dmu", "dmatrix", "posdef"),
+        *("first", "second", "dvalue", "dmu", "dmatrix", "posdef", "total"),
     )
-    CORE_NDIMS = (1, 1, 2, 0, 0, 0, 0, 1, 1, 2, 0)
+    CORE_NDIMS = (1, 1, 2, 0, 0, 0, 0, 1, 1, 2, 0, 0)
     SIZE = FIRST + STRIDES * len(NAMES)
+
+    @classmethod
+    def entry(cls, name: str) -> int:
+        """Where the numbers of an operand or output start."""
+        return cls.FIRST + cls.STRIDES * cls.NAMES.index(name)
 
 
 #: Codes of the parametrizations in the table

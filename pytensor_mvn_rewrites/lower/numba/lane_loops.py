@@ -12,19 +12,18 @@ to whole tiles by an identity matrix, which changes nothing.
 
 from collections.abc import Callable
 
-from llvmlite import ir
+from numba.core import cgutils
 
 from pytensor_mvn_rewrites.lower.numba.jit import njit_exact
 from pytensor_mvn_rewrites.lower.numba.vectors import (
     WIDTH,
     Index,
     Memory,
+    Product,
     Variable,
     Vec,
     dot,
-    log_of_split,
     loop,
-    split_exponents,
     transpose,
 )
 
@@ -75,10 +74,8 @@ DELTA, INVERSE, PIVOT, Z, A, U = range(N_VECTORS)
 STEPS = range(TILE)
 
 
-def emit_loops(
-    spec, n: Index, scratch: Memory, places, limits: tuple[float, float]
-) -> tuple[Vec, Vec, ir.Value]:
-    """Emit the code of a block: quadratic form, logarithm of the pivots, mask of what is fine."""
+def emit_loops(spec, n: Index, scratch: Memory, places) -> tuple[Vec, Product]:
+    """Emit the code of a block; return the quadratic form and the product of the pivots."""
     value, mu, matrix, g_quad, g_half_logdet, dvalue, dmu, dmatrix = places
     t = Scratch(scratch, n)
     load_triangle(t, matrix)
@@ -100,24 +97,24 @@ def emit_loops(
         elif spec.param == "cov":
             substitute(t)
         quad = sum_of_squares(t)
-        if spec.wants_vectors or spec.wants_matrix:
+        if spec.wants_gradient:
             if wants_inverse:
                 multiply_by_transposed_inverse(t)
             else:
                 substitute_transposed(t)
-    if spec.wants_vectors or spec.wants_matrix:
+    if spec.wants_gradient:
         for_each(t, lambda i: t.store(2.0 * g_quad * t.load(t.vector(A, i)), t.vector(U, i)))
-    if spec.wants_vectors:
+    if spec.wants_value:
         store_vector(t, dvalue, 1.0)
-        if spec.is_logp:
-            store_vector(t, dmu, -1.0)
+    if spec.wants_mu:
+        store_vector(t, dmu, -1.0)
     if spec.wants_matrix:
         if spec.param == "chol":
             gradient_of_factor(t, g_half_logdet)
         else:
             gradient_of_matrix(t, spec.param, g_quad, g_half_logdet)
         store_triangle(t, dmatrix)
-    return quad, *log_of_pivots(t, *limits)
+    return quad, product_of_pivots(t)
 
 
 def for_each(t: Scratch, body: Callable[[Index], None]) -> None:
@@ -428,19 +425,23 @@ def sum_of_squares(t: Scratch) -> Vec:
     return quad.get()
 
 
-def log_of_pivots(t: Scratch, low: float, high: float) -> tuple[Vec, ir.Value]:
-    """The logarithm of the product of the pivots, and the mask of those within limits."""
+def product_of_pivots(t: Scratch) -> Product:
+    """The product of the pivots."""
     builder = t.memory.builder
-    product = Variable(Vec.full(builder, 1.0))
-    exponent = Variable(Vec.full(builder, 0.0))
-    fine = Variable(Vec.full(builder, 1.0))
+    one = Product.of([Vec.full(builder, 1.0)])
+    parts = (one.mantissa.value, one.exponents, one.farthest)
+    slots = [cgutils.alloca_once_value(builder, part) for part in parts]
+
+    def product() -> Product:
+        mantissa, *others = map(builder.load, slots)
+        return Product(Vec(builder, mantissa), *others)
 
     def body(i):
-        pivot = t.load(t.vector(PIVOT, i))
-        mantissa, power = split_exponents([product.get(), pivot])
-        product.set(mantissa)
-        exponent.set(exponent.get() + power)
-        fine.set(fine.get().select(pivot.within(low, high), 0.0))
+        joined = product().joined(Product.of([t.load(t.vector(PIVOT, i))])).renormalised()
+        for part, slot in zip(
+            (joined.mantissa.value, joined.exponents, joined.farthest), slots, strict=True
+        ):
+            builder.store(part, slot)
 
     for_each(t, body)
-    return log_of_split(product.get(), exponent.get()), fine.get().within(1.0, 1.0)
+    return product()

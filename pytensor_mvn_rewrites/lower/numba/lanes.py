@@ -4,20 +4,29 @@ Layout: operands whose eight matrices lie one after the other are read in place,
 registers, and the results are written back the same way. All others (strided, broadcast, or the
 last few matrices) pass through a small buffer with room for eight.
 
-The formulas are those of the decomposition :math:`\Sigma = L D L^\top`, `L` with unit diagonal,
-which needs reciprocals but no square roots. A lane whose pivots are not positive, or whose numbers
-leave the range where the formulas are accurate, is done again by :mod:`.general`; the others do
-not notice.
+The formulas are those of :mod:`.formulas`, or of :mod:`.lane_loops` for medium matrices. A lane
+whose pivots are not positive, or whose numbers leave the range where the formulas are accurate, is
+done again by :mod:`.general`; the others do not notice.
+
+The sum of the log-densities has a form of its own: each lane keeps a running product of its
+pivots, with the exponent apart, and the logarithm is taken once for many matrices.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 from llvmlite import ir
-from numba.core import types
+from numba.core import cgutils, types
 from numba.extending import intrinsic
 
+from pytensor_mvn_rewrites.lower.numba.formulas import (
+    Factors,
+    factorize,
+    gradient_of_matrix,
+    lower_triangle,
+    whiten,
+)
 from pytensor_mvn_rewrites.lower.numba.general import HALF_LOG_2PI
 from pytensor_mvn_rewrites.lower.numba.jit import (
     PARAM_CODES,
@@ -33,11 +42,12 @@ from pytensor_mvn_rewrites.lower.numba.vectors import (
     WIDTH,
     Index,
     Memory,
+    Product,
+    Variable,
     Vec,
-    dot,
     load,
     load_fields,
-    log_of_product,
+    mask_below,
     mask_to_int,
     store,
     store_bool,
@@ -48,19 +58,30 @@ from pytensor_mvn_rewrites.lower.numba.vectors import (
 #: Largest core size with straight-line code: beyond it compile time grows faster than speed
 STRAIGHT_MAX_N = 12
 
+#: Largest core size at which two blocks overlap: beyond it their numbers do not fit in registers
+SPLIT_MAX_N = 4
+
 #: Largest core size done in lanes: beyond it the scratch leaves the cache, and LAPACK is as fast
 LANES_MAX_N = 48
 
-#: Outside of these the reciprocal of a pivot, or its logarithm, is not accurate
-LOWEST_PIVOT, HIGHEST_PIVOT = 1e-300, 1e300
+#: Quadratic forms beyond it may have overflowed on the way
+HIGHEST_QUAD = 1e300
 
-#: Operands and outputs that a block addresses: all but the last in the table, the flags
-N_PLACES = len(Table.NAMES) - 1
+#: Half the log-determinant of the covariance over the logarithm of the product of the pivots
+HALF_LOGDET_SCALES = {"cov": 0.5, "chol": 1.0, "tau": -0.5}
+
+#: Matrices whose log-densities are added up before the sum goes to the sum of all. It is part of
+#: the definition of the sum: threads that share the work add the same numbers in the same order.
+CHUNK = 4096
+
+#: Operands and outputs that a block addresses: all but the last in the table, flags and sum
+N_PLACES = Table.NAMES.index("posdef")
 CORE_NDIMS = Table.CORE_NDIMS[:N_PLACES]
 FIRST_OUTPUT = Table.NAMES.index("first")
-N_R, N_M, N, IS_LOGP, PARAM = Table.N_R, Table.N_M, Table.N, Table.IS_LOGP, Table.PARAM
+N_R, N_M, N, PARAM = Table.N_R, Table.N_M, Table.N, Table.PARAM
+IS_LOGP, IS_CHECKED = Table.IS_LOGP, Table.IS_CHECKED
 FIRST, STRIDES, TABLE_SIZE = Table.FIRST, Table.STRIDES, Table.SIZE
-POSDEF = FIRST + STRIDES * N_PLACES
+POSDEF, TOTAL = Table.entry("posdef"), Table.entry("total")
 ALL = (1 << WIDTH) - 1
 
 
@@ -70,52 +91,59 @@ class LanesSpec:
 
     Attributes
     ----------
-    is_logp : bool
-        Whether it computes a log-density rather than its two halves.
+    form : {"logp", "sum", "quad"}
+        Log-densities, their sum, or quadratic forms and half log-determinants.
     param : {"cov", "chol", "tau"}
     n : int
         Core size; 0 for a kernel with loops, which serves all sizes above `STRAIGHT_MAX_N`.
-    wants_vectors, wants_matrix : bool
+    wants_value, wants_mu, wants_matrix : bool
         Whether gradients are wanted.
     """
 
-    is_logp: bool
+    form: str
     param: str
     n: int
-    wants_vectors: bool
+    wants_value: bool
+    wants_mu: bool
     wants_matrix: bool
+
+    @property
+    def wants_gradient(self) -> bool:
+        """Whether any gradient is wanted, so that there are cotangents."""
+        return self.wants_value or self.wants_mu or self.wants_matrix
 
     @property
     def name(self) -> str:
         """Name of the kernel, from which :meth:`parse` makes the specification again."""
-        return (
-            f"lanes {int(self.is_logp)} {self.param} {self.n}"
-            f" {int(self.wants_vectors)} {int(self.wants_matrix)}"
-        )
+        return " ".join(["lanes", *map(str, astuple(self))])
 
     @classmethod
     def parse(cls, name: str) -> "LanesSpec":
         """Undo :attr:`name`."""
-        _, is_logp, param, n, wants_vectors, wants_matrix = name.split()
-        return cls(is_logp == "1", param, int(n), wants_vectors == "1", wants_matrix == "1")
+        _, form, param, n, *wants = name.split()
+        return cls(form, param, int(n), *(word == "True" for word in wants))
 
 
 def lanes_kernel(spec: LanesSpec) -> Callable:
     """The kernel of `spec`, to be compiled."""
     return bind(
         run_blocks,
-        block=block_intrinsic(spec),
+        blocks=blocks_intrinsic(spec),
         CORE_SIZE=spec.n,
         PARAM_CODE=PARAM_CODES[spec.param],
-        IS_LOGP_CODE=int(spec.is_logp),
+        IS_LOGP_CODE=int(spec.form != "quad"),
+        IS_SUM=spec.form == "sum",
+        HALF_LOGDET_SCALE=HALF_LOGDET_SCALES[spec.param],
     )
 
 
 # --- the loop over blocks ---------------------------------------------------------------------
 
 # what lanes_kernel specialises: functions and constants of the loop below
-block: Callable = njit_exact
+blocks: Callable = njit_exact
 CORE_SIZE = PARAM_CODE = IS_LOGP_CODE = 0
+IS_SUM = False
+HALF_LOGDET_SCALE = 0.0
 
 
 def run_blocks(table):
@@ -123,6 +151,8 @@ def run_blocks(table):
     n = CORE_SIZE if CORE_SIZE else table[N]
     scratch = np.empty(1 if CORE_SIZE else scratch_size(n))
     buffer = np.zeros(WIDTH * (2 * n**2 + 4 * n + 5))
+    sums_array = np.empty(WIDTH * (N_SUMS + 1))
+    sums = aligned(data_address(sums_array))
     # of each operand and output: its shape, its buffer, where the block finds it, its next place
     shapes = words()
     home = words()
@@ -130,32 +160,91 @@ def run_blocks(table):
     step = words()
     in_place = find_places(table, n, aligned(data_address(buffer)), shapes, home, at, step)
     at[N_PLACES] = aligned(data_address(scratch))
+    at[N_PLACES + 1] = sums
     redo_table = words()
+    redo_table[PARAM], redo_table[IS_LOGP] = PARAM_CODE, IS_LOGP_CODE
+    redo_table[IS_CHECKED] = table[IS_CHECKED]
+    redo_table[TOTAL] = sums + SUM_OF_REDONE if IS_SUM else 0
     n_m = table[N_M]
-    for m in range(0, n_m, WIDTH):
+    m = n_redone = 0
+    while m < n_m:
+        if IS_SUM and m % CHUNK == 0:
+            n_redone = 0
+            start_sums(sums)
+        # everything that is in place goes in one run, up to a block that is not fine
         count = min(WIDTH, n_m - m)
+        chunk_end = min(m - m % CHUNK + CHUNK, n_m)
+        n_blocks = (chunk_end - m) // WIDTH if in_place and count == WIDTH else 1
         if not in_place or m == 0 or count < WIDTH:
             pack(table, shapes, home, at, m, count)
-        fine = block(at, n)
+        result = blocks(at, step, n_blocks, n, count)
+        fine, n_before = result & ALL, (result >> WIDTH) - 1
         if table[POSDEF] != 0:
-            flags = table[POSDEF] + m * table[POSDEF + 2]
-            if count == WIDTH and table[POSDEF + 2] == 1:
-                store_flags(flags, fine)
-            else:
-                for lane in range(count):
-                    store_bool(flags + lane * table[POSDEF + 2], (fine >> lane) & 1 != 0)
+            store_posdef(table, m, n_before, count, fine)
+        for k in range(N_PLACES):
+            at[k] += n_before * step[k]
+        m += n_before * WIDTH
         if fine != ALL:
-            redo_table[PARAM], redo_table[IS_LOGP] = PARAM_CODE, IS_LOGP_CODE
             for lane in range(count):
                 if (fine >> lane) & 1 == 0:
                     fill_redo_table(redo_table, table, shapes, at, m, lane)
                     call_kernel_by_table("small", redo_table)
+                    n_redone += 1
         if not in_place or count < WIDTH:
             unpack(table, shapes, home, at, m, count)
         for k in range(N_PLACES):
             at[k] += step[k]
+        m += count
+        if IS_SUM and m == chunk_end:
+            n_summed = (m - 1) % CHUNK + 1 - n_redone
+            total = finish_sums(sums, HALF_LOGDET_SCALE) - n_summed * n * HALF_LOG_2PI
+            store(table[TOTAL], load(table[TOTAL]) + total)
     # Numba frees an array after its last use, and takes no notice of the use of its address
-    buffer[0] = scratch[0] = 0.0
+    buffer[0] = scratch[0] = sums_array[0] = 0.0
+
+
+#: What each lane keeps for the sum: the product of the pivots as mantissa and exponent, the sum
+#: of the quadratic forms; and the sum over what was done again, which is one number
+N_SUMS = 4
+SUM_OF_REDONE = 8 * WIDTH * (N_SUMS - 1)
+LOG_2 = 0.6931471805599453
+
+
+@njit_exact
+def start_sums(sums):
+    """Start the running sums of a chunk."""
+    for lane in range(WIDTH):
+        store(sums + 8 * lane, 1.0)
+    for i in range(WIDTH, WIDTH * N_SUMS):
+        store(sums + 8 * i, 0.0)
+
+
+@njit_exact
+def finish_sums(sums, half_logdet_scale):
+    """The sum of a chunk, without the constants."""
+    product, exponent, quad = 1.0, 0.0, 0.0
+    for lane in range(WIDTH):
+        product *= load(sums + 8 * lane)
+        exponent += load(sums + 8 * (WIDTH + lane))
+        quad += load(sums + 8 * (2 * WIDTH + lane))
+    log_pivots = np.log(product) + exponent * LOG_2
+    return load(sums + SUM_OF_REDONE) - (0.5 * quad + half_logdet_scale * log_pivots)
+
+
+@njit_exact
+def store_posdef(table, m, n_before, count, fine):
+    """Write the flags of some blocks that are fine, and of one more."""
+    flags, stride = table[POSDEF] + m * table[POSDEF + 2], table[POSDEF + 2]
+    if count == WIDTH and stride == 1:
+        for k in range(n_before):
+            store_flags(flags + WIDTH * k, ALL)
+        store_flags(flags + WIDTH * n_before, fine)
+        return
+    for lane in range(WIDTH * n_before):
+        store_bool(flags + lane * stride, True)
+    flags += WIDTH * n_before * stride
+    for lane in range(count):
+        store_bool(flags + lane * stride, (fine >> lane) & 1 != 0)
 
 
 @njit_exact
@@ -248,49 +337,108 @@ def fill_redo_table(redo_table, table, shapes, at, m, lane):
     redo_table[POSDEF + 1] = redo_table[POSDEF + 2] = 0
 
 
-# --- the computation of one block ---------------------------------------------------------------
+# --- the computation of blocks ---------------------------------------------------------------
 
 
-def block_intrinsic(spec: LanesSpec) -> Callable:
-    """Make ``block(at, n)``: compute eight matrices, return which of them are fine as bits."""
+def blocks_intrinsic(spec: LanesSpec) -> Callable:
+    """Make ``blocks(at, step, n_blocks, n, count)``, which computes eight matrices at a time.
+
+    It stops after a block with a lane that is not fine. It returns the number of blocks that it has
+    done, followed by the lanes of the last one that are fine as eight bits. Only the first `count`
+    lanes take part in sums.
+    """
 
     @intrinsic
-    def block(typingctx, at, n):
+    def blocks(typingctx, at, step, n_blocks, n, count):
         def codegen(context, builder, signature, args):
-            addresses = [
-                builder.load(builder.gep(args[0], [ir.Constant(ir.IntType(64), k)]))
-                for k in range(N_PLACES + 1)
-            ]
-            places = [Memory(builder, address) for address in addresses[:-1]]
-            scratch = Memory(builder, addresses[-1], align=8 * WIDTH)
-            return mask_to_int(builder, emit_block(spec, args[1], scratch, *places))
+            at, step, n_blocks, n, count = args
 
-        return types.intp(at, types.intp), codegen
+            def numbers(pointer, count):
+                return [
+                    builder.load(builder.gep(pointer, [ir.Constant(ir.IntType(64), k)]))
+                    for k in range(count)
+                ]
 
-    return block
+            starts, steps = numbers(at, N_PLACES + 2), numbers(step, N_PLACES)
+            scratch, sums = (
+                Memory(builder, address, align=8 * WIDTH) for address in starts[N_PLACES:]
+            )
+            running = [Variable(sums.load(WIDTH * k)) for k in range(N_SUMS - 1)]
+            done = cgutils.alloca_once_value(builder, n_blocks)
+            fine = cgutils.alloca_once_value(builder, ir.Constant(n_blocks.type, ALL))
+
+            def places(index):
+                return [
+                    Memory(builder, builder.add(start, builder.mul(index, step)))
+                    for start, step in zip(starts, steps, strict=False)
+                ]
+
+            # in a small block most of the time goes to waiting for divisions: there, each round
+            # does the first part of a block and the second part of the one before
+            is_split = 0 < spec.n <= SPLIT_MAX_N
+            one = ir.Constant(n_blocks.type, 1)
+            head = [Variable(Vec.full(builder, 0.0)) for _ in range(n_head(spec) * is_split)]
+            with cgutils.for_range(
+                builder, builder.add(n_blocks, n_blocks.type(int(is_split)))
+            ) as loop:
+                index = loop.index
+                vectors = [variable.get() for variable in head]
+                if is_split:
+                    with builder.if_then(builder.icmp_signed("<", index, n_blocks)):
+                        for variable, x in zip(head, emit_head(spec, places(index)), strict=True):
+                            variable.set(x)
+                    index = builder.sub(index, one)
+                elif spec.n:
+                    vectors = emit_head(spec, places(index))
+                with builder.if_then(builder.icmp_signed(">=", index, n_blocks.type(0))):
+                    fine_lanes = emit_block(
+                        spec, n, count, scratch, running, vectors, places(index)
+                    )
+                    mask = mask_to_int(builder, fine_lanes)
+                    is_bad = builder.icmp_unsigned("!=", mask, ir.Constant(mask.type, ALL))
+                    with builder.if_then(is_bad, likely=False):
+                        builder.store(mask, fine)
+                        builder.store(builder.add(index, one), done)
+                        loop.do_break()
+            for k, variable in enumerate(running):
+                sums.store(variable.get(), WIDTH * k)
+            shifted = builder.shl(builder.load(done), ir.Constant(n_blocks.type, WIDTH))
+            return builder.or_(shifted, builder.load(fine))
+
+        return types.intp(at, step, types.intp, types.intp, types.intp), codegen
+
+    return blocks
 
 
 def emit_block(
-    spec: LanesSpec, n: ir.Value, scratch: Memory, value, mu, matrix, g_first, g_second, *outputs
+    spec: LanesSpec,
+    n: ir.Value,
+    count: ir.Value,
+    scratch: Memory,
+    sums: Sequence[Variable],
+    head: Sequence[Vec],
+    places: Sequence[Memory],
 ) -> ir.Value:
     """Emit the code of one block; return the mask of the lanes that are fine."""
-    first, second, *gradients = outputs
+    value, mu, matrix, g_first, g_second, first, second, *gradients = places
     builder = value.builder
     # the cotangents of quaddist and half_logdet
-    g = g_first.load(0)
-    cotangents = (-0.5 * g, -g) if spec.is_logp else (g, g_second.load(0))
+    g = g_first.load(0) if spec.wants_gradient else Vec.full(builder, 0.0)
+    cotangents = (g, g_second.load(0)) if spec.form == "quad" else (-0.5 * g, -g)
     if spec.n:
-        quad, log_pivots, fine = emit_straight(spec, value, mu, matrix, cotangents, gradients)
+        quad, pivots = emit_straight(spec, head, cotangents, gradients)
         size = Vec.full(builder, spec.n)
     else:
-        places = (value, mu, matrix, *cotangents, *gradients)
-        limits = LOWEST_PIVOT, HIGHEST_PIVOT
-        quad, log_pivots, fine = emit_loops(spec, Index(builder, n), scratch, places, limits)
+        operands = (value, mu, matrix, *cotangents, *gradients)
+        quad, pivots = emit_loops(spec, Index(builder, n), scratch, operands)
         size = Vec.from_int(builder, n)
-    fine = builder.and_(fine, quad.within(-HIGHEST_PIVOT, HIGHEST_PIVOT))
+    fine = builder.and_(pivots.within(), quad.within(-HIGHEST_QUAD, HIGHEST_QUAD))
 
-    half_logdet = log_pivots * {"cov": 0.5, "chol": 1.0, "tau": -0.5}[spec.param]
-    if spec.is_logp:
+    if spec.form == "sum":
+        add_to_sums(sums, builder.and_(fine, mask_below(builder, count)), quad, pivots)
+        return fine
+    half_logdet = pivots.log() * HALF_LOGDET_SCALES[spec.param]
+    if spec.form == "logp":
         first.store(-0.5 * quad - half_logdet - HALF_LOG_2PI * size, 0)
     else:
         first.store(quad, 0)
@@ -298,144 +446,48 @@ def emit_block(
     return fine
 
 
-def emit_straight(
-    spec: LanesSpec, value: Memory, mu: Memory, matrix: Memory, cotangents, gradients
-) -> tuple[Vec, Vec, ir.Value]:
-    """Emit straight-line code: quadratic form, logarithm of the pivots, mask of what is fine."""
-    n, builder = spec.n, value.builder
-    lower = [(i, j) for i in range(n) for j in range(i + 1)]
+def add_to_sums(sums: Sequence[Variable], mask: ir.Value, quad: Vec, pivots: Product) -> None:
+    """Add the lanes of a mask to the running sums."""
+    product, exponents, quads = sums
+    total = pivots.times(product.get()).renormalised()
+    product.set(total.mantissa.select(mask, product.get()))
+    exponents.set(exponents.get() + total.exponent().select(mask, 0.0))
+    quads.set(quads.get() + quad.select(mask, 0.0))
+
+
+def n_head(spec: LanesSpec) -> int:
+    """Number of vectors that the first part of a block hands to the second."""
+    if not spec.n:
+        return 0
+    n_diagonal, *others = Factors.keys(spec)
+    return 2 * spec.n + n_diagonal + sum(map(len, others))
+
+
+def emit_head(spec: LanesSpec, places: Sequence[Memory]) -> list[Vec]:
+    """Emit the first part of straight-line code: load, and factorize."""
+    n, (value, mu, matrix) = spec.n, places[:3]
+    lower = lower_triangle(n)
     fields = load_fields(matrix, n * n, [i * n + j for i, j in lower])
-    s = {(i, j): fields[i * n + j] for i, j in lower}
     means = load_fields(mu, n, range(n))
     d = [x - means[i] for i, x in load_fields(value, n, range(n)).items()]
+    pivots, factors = factorize(spec, {(i, j): fields[i * n + j] for i, j in lower})
+    return [*d, *pivots, *factors.vectors()]
 
-    formulas: Callable = {"cov": cov_formulas, "chol": chol_formulas, "tau": tau_formulas}[
-        spec.param
-    ]
-    pivots, quad, u, g = formulas(n, s, d, *cotangents, spec)
+
+def emit_straight(
+    spec: LanesSpec, head: Sequence[Vec], cotangents, gradients
+) -> tuple[Vec, Product]:
+    """Emit the second part; return the quadratic form and the product of the pivots."""
+    n, builder = spec.n, head[0].builder
+    d, pivots = head[:n], head[n : 2 * n]
+    factors = Factors.of_vectors(spec, head[2 * n :])
+    g_quad, g_half_logdet = cotangents
+    row = whiten(spec, factors, d, g_quad)
 
     dvalue, dmu, dmatrix = gradients
-    if spec.wants_vectors:
-        store_fields(dvalue, u)
-        if spec.is_logp:
-            store_fields(dmu, [-x for x in u])
+    store_fields(dvalue if spec.wants_value else None, row.gradient, dmu if spec.wants_mu else None)
     if spec.wants_matrix:
+        g = gradient_of_matrix(spec, factors, row.products(n), g_half_logdet)
         zero = Vec.full(builder, 0.0)
         store_fields(dmatrix, [g[i, j] if j <= i else zero for i in range(n) for j in range(n)])
-
-    fine = pivots[0].within(LOWEST_PIVOT, HIGHEST_PIVOT)
-    for pivot in pivots[1:]:
-        fine = builder.and_(fine, pivot.within(LOWEST_PIVOT, HIGHEST_PIVOT))
-    return quad, log_of_product(pivots), fine
-
-
-Matrix = dict[tuple[int, int], Vec]
-
-
-def ldl(n: int, s: Matrix) -> tuple[list[Vec], list[Vec], Matrix]:
-    """Pivots p, their reciprocals and the unit lower l, with S = l diag(p) l'."""
-    p: list[Vec] = []
-    inverse_p: list[Vec] = []
-    l: Matrix = {}  # noqa: E741
-    lp: Matrix = {}
-    for j in range(n):
-        for i in range(j, n):
-            lp[i, j] = dot(s[i, j], ((l[j, k], lp[i, k]) for k in range(j)), -1)
-        p.append(lp[j, j])
-        inverse_p.append(1.0 / p[j])
-        for i in range(j + 1, n):
-            l[i, j] = lp[i, j] * inverse_p[j]
-    return p, inverse_p, l
-
-
-def unit_inverse(n: int, l: Matrix) -> Matrix:  # noqa: E741
-    """The inverse of a unit lower triangle, below the diagonal."""
-    m: Matrix = {}
-    for j in range(n):
-        for i in range(j + 1, n):
-            m[i, j] = dot(-l[i, j], ((l[i, k], m[k, j]) for k in range(j + 1, i)), -1)
-    return m
-
-
-def half_inverse(n: int, inverse_p: Sequence[Vec], m: Matrix) -> Matrix:
-    """The lower triangle of S^-1 / 2 = m' diag(1 / (2 p)) m."""
-    h = [0.5 * x for x in inverse_p]
-    hm = {(k, j): h[k] * m[k, j] for k, j in m}
-    v: Matrix = {}
-    for i in range(n):
-        for j in range(i + 1):
-            first = h[i] if i == j else hm[i, j]
-            v[i, j] = dot(first, ((hm[k, i], m[k, j]) for k in range(i + 1, n)))
-    return v
-
-
-def cov_formulas(n, s, d, g_quad, g_half_logdet, spec):
-    """Pivots, quadratic form and gradients for a covariance, with a = S^-1 d."""
-    p, inverse_p, l = ldl(n, s)  # noqa: E741
-    wants_inverse = spec.wants_matrix
-    m = unit_inverse(n, l) if wants_inverse else {}
-    w: list[Vec] = []
-    for i in range(n):
-        # w = l^-1 d, by the inverse if it is needed anyway
-        if wants_inverse:
-            w.append(dot(d[i], ((m[i, k], d[k]) for k in range(i))))
-        else:
-            w.append(dot(d[i], ((l[i, k], w[k]) for k in range(i)), -1))
-    t = [w[i] * inverse_p[i] for i in range(n)]
-    quad = dot(t[0] * w[0], zip(t[1:], w[1:], strict=True))
-    a = dict(enumerate(t))
-    for i in reversed(range(n)):
-        if wants_inverse:
-            a[i] = dot(t[i], ((m[k, i], t[k]) for k in range(i + 1, n)))
-        else:
-            a[i] = dot(t[i], ((l[k, i], a[k]) for k in range(i + 1, n)), -1)
-    u = [2.0 * g_quad * a[i] for i in range(n)]
-    g: Matrix = {}
-    if spec.wants_matrix:
-        v = half_inverse(n, inverse_p, m)
-        for i in range(n):
-            for j in range(i):
-                g[i, j] = 2.0 * g_half_logdet * v[i, j] - u[i] * a[j]
-            g[i, i] = g_half_logdet * v[i, i] - g_quad * a[i] * a[i]
-    return p, quad, u, g
-
-
-def tau_formulas(n, s, d, g_quad, g_half_logdet, spec):
-    """The same for a precision: a = tau d needs no factorization."""
-    p, inverse_p, l = ldl(n, s)  # noqa: E741
-    a = []
-    for i in range(n):
-        row = [s[max(i, k), min(i, k)] for k in range(n)]
-        a.append(dot(row[0] * d[0], zip(row[1:], d[1:], strict=True)))
-    quad = dot(d[0] * a[0], zip(d[1:], a[1:], strict=True))
-    u = [2.0 * g_quad * a[i] for i in range(n)]
-    g: Matrix = {}
-    if spec.wants_matrix:
-        v = half_inverse(n, inverse_p, unit_inverse(n, l))
-        for i in range(n):
-            b = g_quad * d[i]
-            for j in range(i):
-                g[i, j] = 2.0 * b * d[j] - 2.0 * g_half_logdet * v[i, j]
-            g[i, i] = b * d[i] - g_half_logdet * v[i, i]
-    return p, quad, u, g
-
-
-def chol_formulas(n, s, d, g_quad, g_half_logdet, spec):
-    """The same for a Cholesky factor: two triangular solves."""
-    p = [s[i, i] for i in range(n)]
-    inverse_p = [1.0 / x for x in p]
-    z: list[Vec] = []
-    for i in range(n):
-        z.append(dot(d[i], ((s[i, k], z[k]) for k in range(i)), -1) * inverse_p[i])
-    quad = dot(z[0] * z[0], zip(z[1:], z[1:], strict=True))
-    a = dict(enumerate(z))
-    for i in reversed(range(n)):
-        a[i] = dot(z[i], ((s[k, i], a[k]) for k in range(i + 1, n)), -1) * inverse_p[i]
-    u = [2.0 * g_quad * a[i] for i in range(n)]
-    g: Matrix = {}
-    if spec.wants_matrix:
-        for i in range(n):
-            for j in range(i):
-                g[i, j] = -(u[i] * z[j])
-            g[i, i] = g_half_logdet * inverse_p[i] - u[i] * z[i]
-    return p, quad, u, g
+    return row.quad, Product.of(pivots)

@@ -120,34 +120,79 @@ def _integers(number: int) -> ir.Constant:
     return ir.Constant(_INTEGERS, [number] * WIDTH)
 
 
-def split_exponents(factors: Sequence[Vec]) -> tuple[Vec, Vec]:
-    r"""Return `mantissa` and `exponent` of the product, ``mantissa * 2**exponent``.
+class Product:
+    r"""A product of positive numbers, ``mantissa * 2**exponent``, which cannot overflow.
 
-    The exponents are summed apart, so that the product cannot overflow. Each factor contributes a
-    mantissa in :math:`[\sqrt{1/2}, \sqrt 2)`, and so does the result. Exact for positive normal
-    numbers, meaningless for others.
+    Each factor contributes a mantissa in :math:`[\sqrt{1/2}, \sqrt 2)`. Exact for positive normal
+    numbers, meaningless for others, which :meth:`within` tells apart.
     """
-    builder = factors[0].builder
-    total = _integers(0)
 
-    def split(x: Vec) -> Vec:
-        nonlocal total
-        bits = builder.bitcast(x.value, _INTEGERS)
-        # the shift centres the mantissa on one
-        shifted = builder.sub(bits, _integers(_ROOT_HALF_BITS))
-        total = builder.add(total, builder.ashr(shifted, _integers(52)))
-        bits = builder.sub(bits, builder.and_(shifted, _integers(_EXPONENT_BITS)))
-        return Vec(builder, builder.bitcast(bits, _VECTOR))
+    def __init__(self, mantissa: Vec, exponents: ir.Value, farthest: ir.Value):
+        self.builder = mantissa.builder
+        self.mantissa = mantissa
+        self.exponents = exponents
+        self.farthest = farthest
 
-    product = split(factors[0])
-    for count, factor in enumerate(factors[1:], start=1):
-        product = product * split(factor)
-        # products of so few mantissas neither overflow nor underflow
-        if count % 512 == 0:
-            product = split(product)
-    if len(factors) > 1:
-        product = split(product)
-    return product, Vec(builder, builder.sitofp(total, _VECTOR))
+    @classmethod
+    def of(cls, factors: Sequence[Vec]) -> "Product":
+        """The product of some numbers, less than a thousand; not renormalised."""
+        first, *others = (cls._of_one(factor) for factor in factors)
+        for other in others:
+            first = first.joined(other)
+        return first
+
+    @classmethod
+    def _of_one(cls, factor: Vec) -> "Product":
+        mantissa, exponent = _split(factor)
+        # as an unsigned number, it is large for what is too small and for negative numbers as well
+        return cls(mantissa, exponent, factor.builder.add(exponent, _integers(EXPONENT_LIMIT)))
+
+    def joined(self, other: "Product") -> "Product":
+        """The product of two products."""
+        builder = self.builder
+        farther = builder.icmp_unsigned(">", self.farthest, other.farthest)
+        return Product(
+            self.mantissa * other.mantissa,
+            builder.add(self.exponents, other.exponents),
+            builder.select(farther, self.farthest, other.farthest),
+        )
+
+    def within(self) -> ir.Value:
+        """Mask of the lanes with all factors between 2**-EXPONENT_LIMIT and 2**EXPONENT_LIMIT."""
+        limit = _integers(2 * EXPONENT_LIMIT)
+        return self.builder.icmp_unsigned("<=", self.farthest, limit)
+
+    def times(self, number: Vec) -> "Product":
+        """The product with one more number, not far from one."""
+        return Product(self.mantissa * number, self.exponents, self.farthest)
+
+    def renormalised(self) -> "Product":
+        """The same number with a mantissa like those of the factors."""
+        mantissa, exponent = _split(self.mantissa)
+        return Product(mantissa, self.builder.add(self.exponents, exponent), self.farthest)
+
+    def exponent(self) -> Vec:
+        """The exponents as floats."""
+        return Vec(self.builder, self.builder.sitofp(self.exponents, _VECTOR))
+
+    def log(self) -> Vec:
+        """The logarithm."""
+        product = self.renormalised()
+        return log_of_split(product.mantissa, product.exponent())
+
+
+#: The largest exponent at which neither a number nor its reciprocal is close to the end of range
+EXPONENT_LIMIT = 996
+
+
+def _split(x: Vec) -> tuple[Vec, ir.Value]:
+    """Mantissa and exponent."""
+    builder = x.builder
+    bits = builder.bitcast(x.value, _INTEGERS)
+    # the shift centres the mantissa on one
+    shifted = builder.sub(bits, _integers(_ROOT_HALF_BITS))
+    bits = builder.sub(bits, builder.and_(shifted, _integers(_EXPONENT_BITS)))
+    return Vec(builder, builder.bitcast(bits, _VECTOR)), builder.ashr(shifted, _integers(52))
 
 
 _LOG2_HIGH, _LOG2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10
@@ -162,13 +207,8 @@ _LOG_COEFFICIENTS = (
 )
 
 
-def log_of_product(factors: Sequence[Vec]) -> Vec:
-    """The logarithm of the product of positive normal numbers."""
-    return log_of_split(*split_exponents(factors))
-
-
 def log_of_split(mantissa: Vec, k: Vec) -> Vec:
-    r"""The logarithm of ``mantissa * 2**k``, for a mantissa of :func:`split_exponents`.
+    r"""The logarithm of ``mantissa * 2**k``, for a mantissa of :func:`_split`.
 
     With :math:`x = 2^k (1 + f)`, :math:`\log x = k \log 2 + \log(1 + f)`; the polynomial in
     :math:`q = f / (2 + f)` is that of FreeBSD's ``e_log.c`` (K. C. Ng), accurate to one unit in
@@ -183,6 +223,14 @@ def log_of_split(mantissa: Vec, k: Vec) -> Vec:
     half_square = 0.5 * f * f
     low = q * (half_square + q2 * series) + k * _LOG2_LOW
     return k * _LOG2_HIGH - ((half_square - low) - f)
+
+
+def mask_below(builder: ir.IRBuilder, count: ir.Value) -> ir.Value:
+    """Mask of the first `count` lanes."""
+    one = builder.insert_element(_INTEGERS(ir.Undefined), count, _INT32(0))
+    zeros = ir.Constant(ir.VectorType(_INT32, WIDTH), [0] * WIDTH)
+    lanes = ir.Constant(_INTEGERS, list(range(WIDTH)))
+    return builder.icmp_signed("<", lanes, builder.shuffle_vector(one, one, zeros))
 
 
 def mask_to_int(builder: ir.IRBuilder, mask: ir.Value) -> ir.Value:
@@ -314,25 +362,39 @@ def load_fields(memory: Memory, size: int, fields: Sequence[int]) -> dict[int, V
     return loaded
 
 
-def store_fields(memory: Memory, fields: Sequence[Vec]) -> None:
-    """Store eight records of ``len(fields)`` numbers each; a vector may appear several times."""
+def store_fields(
+    memory: Memory | None, fields: Sequence[Vec], negative: Memory | None = None
+) -> None:
+    """Store eight records of ``len(fields)`` numbers each; a vector may appear several times.
+
+    Minus the records go to `negative`: they are negated when they are transposed already.
+    """
+    for offset, vector in _records(fields) if memory or negative else ():
+        if memory is not None:
+            memory.store(vector, offset)
+        if negative is not None:
+            negative.store(-vector, offset)
+
+
+def _records(fields: Sequence[Vec]) -> Iterator[tuple[int, Vec]]:
+    """Yield offset and vector of eight numbers, of eight records."""
     size = len(fields)
     distinct = list({id(field): field for field in fields}.values())
     if size <= 4:
         for i in range(size):
             places = [divmod(WIDTH * i + element, size) for element in range(WIDTH)]
-            memory.store(pick(fields, [WIDTH * k + lane for lane, k in places]), WIDTH * i)
+            yield WIDTH * i, pick(fields, [WIDTH * k + lane for lane, k in places])
     elif len(distinct) <= WIDTH:
         slots = {id(field): slot for slot, field in enumerate(distinct)}
         slot_of = [slots[id(field)] for field in fields]
         rows = transpose(distinct + [distinct[0]] * (WIDTH - len(distinct)))
         for i in range(size):
             places = [divmod(WIDTH * i + element, size) for element in range(WIDTH)]
-            memory.store(pick(rows, [WIDTH * lane + slot_of[k] for lane, k in places]), WIDTH * i)
+            yield WIDTH * i, pick(rows, [WIDTH * lane + slot_of[k] for lane, k in places])
     else:
         for start, _ in _windows(range(size), size):
             for lane, row in enumerate(transpose(fields[start : start + WIDTH])):
-                memory.store(row, size * lane + start)
+                yield size * lane + start, row
 
 
 # --- loops ----------------------------------------------------------------------------------

@@ -1,0 +1,226 @@
+r"""The formulas of small matrices as straight-line code, for vectors of eight.
+
+They come in three steps, because the rows that share a matrix share the first and the last:
+:func:`factorize` a matrix, :func:`whiten` a row, :func:`gradient_of_matrix` from the sums over the
+rows. The decomposition is :math:`\Sigma = L D L^\top`, `L` with unit diagonal, which needs
+reciprocals but no square roots.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from pytensor_mvn_rewrites.lower.numba.vectors import Vec, dot
+
+Matrix = dict[tuple[int, int], Vec]
+
+
+class Formulas(Protocol):
+    """What a kernel asks for."""
+
+    @property
+    def param(self) -> str:
+        """One of ``"cov"``, ``"chol"`` and ``"tau"``."""
+
+    @property
+    def n(self) -> int:
+        """Core size."""
+
+    @property
+    def wants_matrix(self) -> bool:
+        """Whether the gradient for the matrix is wanted."""
+
+
+def lower_triangle(n: int) -> list[tuple[int, int]]:
+    """Indices of the lower triangle, row by row."""
+    return [(i, j) for i in range(n) for j in range(i + 1)]
+
+
+@dataclass(frozen=True)
+class Factors:
+    """What the rows of a matrix need of it.
+
+    Attributes
+    ----------
+    diagonal : list of Vec
+        Reciprocals of the pivots; of a precision, its diagonal.
+    below : dict
+        What stands below the diagonal: of a covariance, the unit factor, or its inverse if the
+        gradient for the matrix is wanted; of a Cholesky factor or a precision, its own elements.
+    half_inverse : dict
+        The lower triangle of half of the inverse matrix, if that gradient is wanted.
+    """
+
+    diagonal: list[Vec]
+    below: Matrix
+    half_inverse: Matrix
+
+    def vectors(self) -> list[Vec]:
+        """All of it, in the order of :meth:`keys`."""
+        return [*self.diagonal, *self.below.values(), *self.half_inverse.values()]
+
+    @staticmethod
+    def keys(spec: Formulas) -> tuple[int, list, list]:
+        """Number of the diagonal's, and keys of the others' vectors."""
+        n = spec.n
+        below = [(i, j) for j in range(n) for i in range(j + 1, n)]
+        has_inverse = spec.wants_matrix and spec.param != "chol"
+        return n, below, lower_triangle(n) if has_inverse else []
+
+    @classmethod
+    def of_vectors(cls, spec: Formulas, vectors: Sequence[Vec]) -> "Factors":
+        """Undo :meth:`vectors`."""
+        n, below, half_inverse = cls.keys(spec)
+        rest = iter(vectors[n:])
+        return cls(
+            list(vectors[:n]),
+            {key: next(rest) for key in below},
+            {key: next(rest) for key in half_inverse},
+        )
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: its quadratic form, the gradient for its vector, and for its matrix.
+
+    The latter is minus, for a precision plus, the outer product of `left` and `right`.
+    """
+
+    quad: Vec
+    gradient: list[Vec]
+    left: list[Vec]
+    right: list[Vec]
+
+    def products(self, n: int) -> Matrix:
+        """The lower triangle of the outer product."""
+        return {(i, j): self.left[i] * self.right[j] for i, j in lower_triangle(n)}
+
+
+def factorize(spec: Formulas, s: Matrix) -> tuple[list[Vec], Factors]:
+    """The pivots of a matrix, and what its rows need."""
+    n = spec.n
+    _, below, _ = Factors.keys(spec)
+    if spec.param == "chol":
+        pivots = [s[i, i] for i in range(n)]
+        return pivots, Factors([1.0 / x for x in pivots], {key: s[key] for key in below}, {})
+    pivots, reciprocals, l = ldl(n, s)  # noqa: E741
+    inverse = unit_inverse(n, l) if spec.wants_matrix else {}
+    half = half_inverse(n, reciprocals, inverse) if spec.wants_matrix else {}
+    if spec.param == "tau":
+        return pivots, Factors([s[i, i] for i in range(n)], {key: s[key] for key in below}, half)
+    return pivots, Factors(reciprocals, {key: (inverse or l)[key] for key in below}, half)
+
+
+def whiten(spec: Formulas, factors: Factors, d: Sequence[Vec], g_quad: Vec) -> Row:
+    """One row with the difference `d` to its mean."""
+    formulas = {"cov": whiten_by_cov, "chol": whiten_by_chol, "tau": whiten_by_tau}
+    return formulas[spec.param](spec, factors, d, g_quad)
+
+
+def whiten_by_cov(spec: Formulas, factors: Factors, d: Sequence[Vec], g_quad: Vec) -> Row:
+    """With a = S^-1 d: the gradient of quad is 2 a for d, and -a a' for the covariance."""
+    n, below = spec.n, factors.below
+    w: list[Vec] = []
+    for i in range(n):
+        # w = l^-1 d, by the inverse where it is there
+        if spec.wants_matrix:
+            w.append(dot(d[i], ((below[i, k], d[k]) for k in range(i))))
+        else:
+            w.append(dot(d[i], ((below[i, k], w[k]) for k in range(i)), -1))
+    t = [w[i] * factors.diagonal[i] for i in range(n)]
+    quad = dot(t[0] * w[0], zip(t[1:], w[1:], strict=True))
+    a = dict(enumerate(t))
+    for i in reversed(range(n)):
+        if spec.wants_matrix:
+            a[i] = dot(t[i], ((below[k, i], t[k]) for k in range(i + 1, n)))
+        else:
+            a[i] = dot(t[i], ((below[k, i], a[k]) for k in range(i + 1, n)), -1)
+    solution = [a[i] for i in range(n)]
+    u = [2.0 * g_quad * x for x in solution]
+    return Row(quad, u, u, solution)
+
+
+def whiten_by_chol(spec: Formulas, factors: Factors, d: Sequence[Vec], g_quad: Vec) -> Row:
+    """The same by two triangular solves; the gradient for the factor is -2 a z'."""
+    n, below = spec.n, factors.below
+    z: list[Vec] = []
+    for i in range(n):
+        z.append(dot(d[i], ((below[i, k], z[k]) for k in range(i)), -1) * factors.diagonal[i])
+    quad = dot(z[0] * z[0], zip(z[1:], z[1:], strict=True))
+    a = dict(enumerate(z))
+    for i in reversed(range(n)):
+        rest = ((below[k, i], a[k]) for k in range(i + 1, n))
+        a[i] = dot(z[i], rest, -1) * factors.diagonal[i]
+    u = [2.0 * g_quad * a[i] for i in range(n)]
+    return Row(quad, u, u, z)
+
+
+def whiten_by_tau(spec: Formulas, factors: Factors, d: Sequence[Vec], g_quad: Vec) -> Row:
+    """The same without a factorization: a = tau d; the gradient for the precision is d d'."""
+    n = spec.n
+    a = []
+    for i in range(n):
+        row = [
+            factors.diagonal[i] if k == i else factors.below[max(i, k), min(i, k)] for k in range(n)
+        ]
+        a.append(dot(row[0] * d[0], zip(row[1:], d[1:], strict=True)))
+    quad = dot(d[0] * a[0], zip(d[1:], a[1:], strict=True))
+    g = 2.0 * g_quad
+    return Row(quad, [g * x for x in a], [g * x for x in d], list(d))
+
+
+def gradient_of_matrix(
+    spec: Formulas, factors: Factors, products: Matrix, g_half_logdet: Vec
+) -> Matrix:
+    """The lower triangle of the gradient, from sums over the rows.
+
+    Off-diagonal elements are those of the triangle, that is, doubled for a symmetric matrix.
+    """
+    g: Matrix = {}
+    twice = 2.0 * g_half_logdet
+    for i, j in lower_triangle(spec.n):
+        total = products[i, j]
+        if spec.param == "chol":
+            g[i, j] = g_half_logdet * factors.diagonal[i] - total if i == j else -total
+            continue
+        logdet = (twice if i != j else g_half_logdet) * factors.half_inverse[i, j]
+        if i == j:
+            total = 0.5 * total
+        g[i, j] = logdet - total if spec.param == "cov" else total - logdet
+    return g
+
+
+def ldl(n: int, s: Matrix) -> tuple[list[Vec], list[Vec], Matrix]:
+    """Pivots p, their reciprocals and the unit lower l, with S = l diag(p) l'."""
+    p: list[Vec] = []
+    inverse_p: list[Vec] = []
+    l: Matrix = {}  # noqa: E741
+    lp: Matrix = {}
+    for j in range(n):
+        for i in range(j, n):
+            lp[i, j] = dot(s[i, j], ((l[j, k], lp[i, k]) for k in range(j)), -1)
+        p.append(lp[j, j])
+        inverse_p.append(1.0 / p[j])
+        for i in range(j + 1, n):
+            l[i, j] = lp[i, j] * inverse_p[j]
+    return p, inverse_p, l
+
+
+def unit_inverse(n: int, l: Matrix) -> Matrix:  # noqa: E741
+    """The inverse of a unit lower triangle, below the diagonal."""
+    m: Matrix = {}
+    for j in range(n):
+        for i in range(j + 1, n):
+            m[i, j] = dot(-l[i, j], ((l[i, k], m[k, j]) for k in range(j + 1, i)), -1)
+    return m
+
+
+def half_inverse(n: int, inverse_p: Sequence[Vec], m: Matrix) -> Matrix:
+    """The lower triangle of S^-1 / 2 = m' diag(1 / (2 p)) m."""
+    h = [0.5 * x for x in inverse_p]
+    hm = {(k, j): h[k] * m[k, j] for k, j in m}
+    v: Matrix = {}
+    for i, j in lower_triangle(n):
+        first = h[i] if i == j else hm[i, j]
+        v[i, j] = dot(first, ((hm[k, i], m[k, j]) for k in range(i + 1, n)))
+    return v

@@ -1,0 +1,542 @@
+"""The kernel for small matrices that several rows share: factorize once, eight rows per vector.
+
+Layout: the matrix is broadcast to all lanes, and eight of its rows go side by side. Operands whose
+rows lie one after the other are read and written in place, transposed in registers; all others
+pass through a small buffer. The gradient for what the rows share is summed per lane, in registers
+while rows are in place, and over the lanes at the end.
+
+With many matrices of few rows each, the lanes hold eight matrices and the rows come one by one;
+the code is the same, and only what is packed into the lanes differs.
+
+A matrix with pivots that are not positive, or a row that leaves the range where the formulas are
+accurate, is done again by :mod:`.general` with all of its rows; the others do not notice.
+"""
+
+from collections.abc import Callable
+from dataclasses import astuple, dataclass
+
+import numpy as np
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
+
+from pytensor_mvn_rewrites.lower.numba.formulas import (
+    Factors,
+    factorize,
+    gradient_of_matrix,
+    lower_triangle,
+    whiten,
+)
+from pytensor_mvn_rewrites.lower.numba.general import HALF_LOG_2PI
+from pytensor_mvn_rewrites.lower.numba.jit import (
+    PARAM_CODES,
+    Table,
+    bind,
+    call_kernel_by_table,
+    data_address,
+    njit_exact,
+    words,
+)
+from pytensor_mvn_rewrites.lower.numba.lanes import (
+    ALL,
+    HALF_LOGDET_SCALES,
+    HIGHEST_QUAD,
+    aligned,
+)
+from pytensor_mvn_rewrites.lower.numba.vectors import (
+    WIDTH,
+    Index,
+    Memory,
+    Product,
+    Variable,
+    Vec,
+    load,
+    load_fields,
+    loop,
+    mask_to_int,
+    store,
+    store_bool,
+    store_fields,
+    store_flags,
+)
+
+#: The operands and outputs that have a row for each lane, in the order of `Table.NAMES`
+PLACES = ("value", "mu", "g_first", "g_second", "first", "second", "dvalue", "dmu")
+N_PLACES = len(PLACES)
+FIRST_OUTPUT = PLACES.index("first")
+#: Where they stand in the table, and how many numbers a row of each has
+ENTRIES = tuple(Table.entry(name) for name in PLACES)
+IS_VECTOR = tuple(Table.CORE_NDIMS[Table.NAMES.index(name)] == 1 for name in PLACES)
+MATRIX, DMATRIX, POSDEF, TOTAL, DVALUE = (
+    Table.entry(name) for name in ("matrix", "dmatrix", "posdef", "total", "dvalue")
+)
+N_R, N_M, PARAM, IS_LOGP = Table.N_R, Table.N_M, Table.PARAM, Table.IS_LOGP
+FIRST, STRIDES, TABLE_SIZE = Table.FIRST, Table.STRIDES, Table.SIZE
+LANE, VECTOR = 8, 8 * WIDTH
+
+
+@dataclass(frozen=True)
+class RowsSpec:
+    """What a kernel of this module is compiled for.
+
+    Attributes
+    ----------
+    form : {"logp", "sum", "quad"}
+        Log-densities, their sum, or quadratic forms and half log-determinants.
+    param : {"cov", "chol", "tau"}
+    n : int
+        Core size.
+    value, mu : {"own", "sum", "none"}
+        Their gradients: one for each row, the sum over the rows of a matrix, or not wanted.
+    matrix : {"sum", "none"}
+        The gradient for the matrix.
+    """
+
+    form: str
+    param: str
+    n: int
+    value: str
+    mu: str
+    matrix: str
+
+    @property
+    def wants_matrix(self) -> bool:
+        """Whether the gradient for the matrix is wanted."""
+        return self.matrix != "none"
+
+    @property
+    def wants_gradient(self) -> bool:
+        """Whether any gradient is wanted, so that there are cotangents."""
+        return {self.value, self.mu, self.matrix} != {"none"}
+
+    @property
+    def wants_sum(self) -> bool:
+        """Whether the rows share a vector whose gradient is wanted."""
+        return "sum" in (self.value, self.mu)
+
+    @property
+    def name(self) -> str:
+        """Name of the kernel, from which :meth:`parse` makes the specification again."""
+        return " ".join(["rows", *map(str, astuple(self))])
+
+    @classmethod
+    def parse(cls, name: str) -> "RowsSpec":
+        """Undo :attr:`name`."""
+        _, form, param, n, *gradients = name.split()
+        return cls(form, param, int(n), *gradients)
+
+
+def rows_kernel(spec: RowsSpec) -> Callable:
+    """The kernel of `spec`, to be compiled."""
+    return bind(
+        run_matrices,
+        begin=begin_intrinsic(spec),
+        rows=rows_intrinsic(spec),
+        finish=finish_intrinsic(spec),
+        CORE_SIZE=spec.n,
+        PARAM_CODE=PARAM_CODES[spec.param],
+        IS_LOGP_CODE=int(spec.form != "quad"),
+        HALF_LOGDET_SCALE=HALF_LOGDET_SCALES[spec.param],
+        STATE_SIZE=State(spec.n).size(spec),
+    )
+
+
+# --- the loop over matrices -------------------------------------------------------------------
+
+# what rows_kernel specialises: functions and constants of the loop below
+begin: Callable = njit_exact
+rows: Callable = njit_exact
+finish: Callable = njit_exact
+CORE_SIZE = PARAM_CODE = IS_LOGP_CODE = STATE_SIZE = 0
+HALF_LOGDET_SCALE = 0.0
+
+
+@njit_exact
+def lanes_are_rows(n_m, n_r):
+    """Whether rows of one matrix are cheaper side by side than eight matrices.
+
+    The weights are measured: to factorize costs as much as four blocks of rows, and rows that must
+    be packed three times as much as others.
+    """
+    blocks_of_matrices = (n_m + WIDTH - 1) // WIDTH
+    blocks_of_rows = (n_r + WIDTH - 1) // WIDTH
+    return n_m * (4 + blocks_of_rows) <= blocks_of_matrices * (4 + 3 * n_r)
+
+
+def run_matrices(table):
+    """Loop over matrices, one or eight at a time, and over their rows."""
+    n_m, n_r = table[N_M], table[N_R]
+    by_row = lanes_are_rows(n_m, n_r)
+    state_array = np.empty(STATE_SIZE + WIDTH)
+    buffer_array = np.empty(WIDTH * (4 * CORE_SIZE + 5))
+    state = aligned(data_address(state_array))
+    # of each operand and output: its buffer, where the rows find it, and its next place
+    home = words()
+    at = words()
+    step = words()
+    in_place = find_places(
+        table, CORE_SIZE, by_row, aligned(data_address(buffer_array)), home, at, step
+    )
+    redo_table = words()
+    for m in range(0, n_m, 1 if by_row else WIDTH):
+        n_matrices = 1 if by_row else min(WIDTH, n_m - m)
+        pack_matrices(table, CORE_SIZE, state, m, n_matrices)
+        fine = begin(state)
+        r = 0
+        while r < n_r:
+            # everything that is in place goes in one run
+            count = min(WIDTH, n_r - r) if by_row else 1
+            n_blocks = 1
+            if in_place and count == WIDTH:
+                n_blocks = (n_r - r) // WIDTH
+                count = n_blocks * WIDTH
+            n_lanes = min(count, WIDTH) if by_row else n_matrices
+            pack_rows(table, CORE_SIZE, by_row, home, at, step, m, r, n_lanes)
+            fine &= rows(at, step, n_blocks, state)
+            unpack_rows(table, CORE_SIZE, by_row, home, at, m, r, n_lanes)
+            r += count
+        finish(state)
+        for lane in range(n_matrices):
+            if fine == ALL or (not by_row and (fine >> lane) & 1 != 0):
+                unpack_matrix(table, CORE_SIZE, HALF_LOGDET_SCALE, state, m + lane, lane, by_row)
+            else:
+                redo_matrix(
+                    redo_table, table, CORE_SIZE, PARAM_CODE, IS_LOGP_CODE, home[0], m + lane
+                )
+    # Numba frees an array after its last use, and takes no notice of the use of its address
+    state_array[0] = buffer_array[0] = 0.0
+
+
+@njit_exact
+def find_places(table, n, by_row, buffer, home, at, step):
+    """Give each operand its buffer; False if some cannot be used where they are.
+
+    Addresses of what is used in place are set by :func:`pack_rows`.
+    """
+    all_in_place = by_row
+    for k in range(N_PLACES):
+        entry = ENTRIES[k]
+        size = LANE * (n if IS_VECTOR[k] else 1)
+        is_dense = table[entry + 1] == size and (not IS_VECTOR[k] or table[entry + 4] == LANE)
+        home[k] = at[k] = buffer
+        step[k] = WIDTH * size if by_row and is_dense else 0
+        is_broadcast = k < FIRST_OUTPUT and table[entry + 1] == 0
+        all_in_place &= is_dense or is_broadcast or table[entry] == 0
+        for i in range(WIDTH * size // LANE):
+            # an operand that does not exist stays zero
+            store(buffer + LANE * i, 0.0)
+        buffer += WIDTH * size
+    return all_in_place
+
+
+@njit_exact
+def pack_rows(table, n, by_row, home, at, step, m, r, n_lanes):
+    """Copy rows to their buffers, and direct outputs there, unless they are used in place.
+
+    Rows that do not exist are zero, and add nothing; lanes without a matrix repeat the last one.
+    """
+    is_full = n_lanes == WIDTH or not by_row
+    for k in range(N_PLACES):
+        entry = ENTRIES[k]
+        if table[entry] == 0:
+            continue
+        first = table[entry] + m * table[entry + 2] + r * table[entry + 1]
+        if step[k] != 0 and is_full:
+            at[k] = first
+            continue
+        at[k] = home[k]
+        if k >= FIRST_OUTPUT or (table[entry + 1] == 0 and r > 0 and is_full):
+            continue
+        lane_step = table[entry + 1] if by_row else table[entry + 2]
+        size = n if IS_VECTOR[k] else 1
+        for lane in range(WIDTH):
+            source = first + min(lane, n_lanes - 1) * lane_step
+            target = home[k] + lane * LANE * size
+            for i in range(size):
+                number = load(source + i * table[entry + 4])
+                store(target + LANE * i, 0.0 if by_row and lane >= n_lanes else number)
+
+
+@njit_exact
+def unpack_rows(table, n, by_row, home, at, m, r, n_lanes):
+    """Copy outputs from their buffers; what rows share comes in :func:`unpack_matrix`."""
+    for k in range(FIRST_OUTPUT, N_PLACES):
+        entry = ENTRIES[k]
+        if table[entry] == 0 or at[k] != home[k] or (IS_VECTOR[k] and table[entry + 1] == 0):
+            continue
+        first = table[entry] + m * table[entry + 2] + r * table[entry + 1]
+        lane_step = table[entry + 1] if by_row else table[entry + 2]
+        size = n if IS_VECTOR[k] else 1
+        for lane in range(n_lanes):
+            for i in range(size):
+                number = load(home[k] + LANE * (lane * size + i))
+                store(first + lane * lane_step + i * table[entry + 4], number)
+
+
+@njit_exact
+def pack_matrices(table, n, state, m, n_matrices):
+    """Copy the lower triangles of matrices to the lanes; the last one fills the rest."""
+    target = state
+    for i in range(n):
+        for j in range(i + 1):
+            source = table[MATRIX] + i * table[MATRIX + 3] + j * table[MATRIX + 4]
+            for lane in range(WIDTH):
+                number = load(source + (m + min(lane, n_matrices - 1)) * table[MATRIX + 2])
+                store(target + LANE * lane, number)
+            target += VECTOR
+
+
+@njit_exact
+def lane_or_sum(address, lane, by_row):
+    """The number of a lane, or their sum where lanes are rows."""
+    if not by_row:
+        return load(address + LANE * lane)
+    total = 0.0
+    for k in range(WIDTH):
+        total += load(address + LANE * k)
+    return total
+
+
+@njit_exact
+def unpack_matrix(table, n, half_logdet_scale, state, m, lane, by_row):
+    """Write all that the rows of a matrix share: sum, gradients, flags."""
+    triangle = VECTOR * (n * (n + 1) // 2)
+    vector_sum = state + 2 * triangle
+    quad_sum = vector_sum + VECTOR * (n + 1)
+    n_r = table[N_R]
+    if table[TOTAL] != 0:
+        quad = lane_or_sum(quad_sum, lane, by_row)
+        half_logdet = half_logdet_scale * load(quad_sum + VECTOR + LANE * lane)
+        total = 0.5 * quad + n_r * (half_logdet + n * HALF_LOG_2PI)
+        store(table[TOTAL], load(table[TOTAL]) - total)
+    for k in range(FIRST_OUTPUT, N_PLACES):
+        entry = ENTRIES[k]
+        if not IS_VECTOR[k] or table[entry] == 0 or table[entry + 1] != 0:
+            continue
+        for i in range(n):
+            total = lane_or_sum(vector_sum + VECTOR * i, lane, by_row)
+            target = table[entry] + m * table[entry + 2] + i * table[entry + 4]
+            store(target, load(target) + (total if entry == DVALUE else -total))
+    if table[DMATRIX] != 0:
+        source = state
+        for i in range(n):
+            target = table[DMATRIX] + m * table[DMATRIX + 2] + i * table[DMATRIX + 3]
+            for j in range(n):
+                number = 0.0
+                if j <= i:
+                    number = lane_or_sum(source, lane, by_row)
+                    source += VECTOR
+                store(target + j * table[DMATRIX + 4], number)
+    if table[POSDEF] != 0:
+        flags = table[POSDEF] + m * table[POSDEF + 2]
+        dense = n_r - n_r % WIDTH if table[POSDEF + 1] == 1 else 0
+        for r in range(0, dense, WIDTH):
+            store_flags(flags + r, ALL)
+        for r in range(dense, n_r):
+            store_bool(flags + r * table[POSDEF + 1], True)
+
+
+@njit_exact
+def redo_matrix(redo_table, table, n, param, is_logp, buffer, m):
+    """Let the kernel of one matrix after the other do one of them, with all of its rows."""
+    for k in range(TABLE_SIZE):
+        redo_table[k] = table[k]
+    redo_table[N_M] = 1
+    redo_table[PARAM], redo_table[IS_LOGP] = param, is_logp
+    for entry in range(FIRST, TABLE_SIZE, STRIDES):
+        redo_table[entry] += m * table[entry + 2]
+        redo_table[entry + 2] = 0
+    # it does not know that other matrices add to the same gradient: its part goes to a buffer
+    for k in range(FIRST_OUTPUT, N_PLACES):
+        entry = ENTRIES[k]
+        if IS_VECTOR[k] and table[entry] != 0 and table[entry + 1] == table[entry + 2] == 0:
+            redo_table[entry] = buffer + LANE * n * k
+            redo_table[entry + 4] = LANE
+            for i in range(n):
+                store(redo_table[entry] + LANE * i, 0.0)
+    call_kernel_by_table("small", redo_table)
+    for k in range(FIRST_OUTPUT, N_PLACES):
+        entry = ENTRIES[k]
+        if IS_VECTOR[k] and table[entry] != 0 and table[entry + 1] == table[entry + 2] == 0:
+            for i in range(n):
+                target = table[entry] + i * table[entry + 4]
+                store(target, load(target) + load(redo_table[entry] + LANE * i))
+
+
+# --- the computation of one block -------------------------------------------------------------
+
+
+class State:
+    """What lies where between the steps of a matrix, in numbers; everything is a vector.
+
+    First the lower triangle of the matrix, which its gradient replaces, then sums over the rows:
+    the outer products, the gradient for a vector that they share, the cotangents of half_logdet,
+    the quadratic forms. Then the logarithm of the pivots, and the factors.
+    """
+
+    def __init__(self, n: int):
+        self.products = WIDTH * (n * (n + 1) // 2)
+        self.vector_sum = 2 * self.products
+        self.g_half_logdet = self.vector_sum + WIDTH * n
+        self.quad_sum = self.g_half_logdet + WIDTH
+        self.log_pivots = self.quad_sum + WIDTH
+        self.factors = self.log_pivots + WIDTH
+
+    @staticmethod
+    def n_factors(spec: RowsSpec) -> int:
+        """Number of vectors that the factors are."""
+        n_diagonal, *others = Factors.keys(spec)
+        return n_diagonal + sum(map(len, others))
+
+    def size(self, spec: RowsSpec) -> int:
+        """All of it."""
+        return self.factors + WIDTH * self.n_factors(spec)
+
+    @staticmethod
+    def load(memory: Memory, start: int, count: int) -> list[Vec]:
+        """Read `count` vectors."""
+        return [memory.load(start + WIDTH * k) for k in range(count)]
+
+    @staticmethod
+    def store(memory: Memory, start: int, vectors) -> None:
+        """Write vectors."""
+        for k, vector in enumerate(vectors):
+            memory.store(vector, start + WIDTH * k)
+
+
+def begin_intrinsic(spec: RowsSpec) -> Callable:
+    """Make ``begin(state)``: factorize; return which lanes are fine as bits."""
+
+    @intrinsic
+    def begin(typingctx, state):
+        def codegen(context, builder, signature, args):
+            memory = Memory(builder, args[0], align=VECTOR)
+            return mask_to_int(builder, emit_begin(spec, memory))
+
+        return types.intp(types.intp), codegen
+
+    return begin
+
+
+def emit_begin(spec: RowsSpec, memory: Memory) -> ir.Value:
+    """Emit the code before the rows."""
+    state, keys = State(spec.n), lower_triangle(spec.n)
+    matrix = dict(zip(keys, State.load(memory, 0, len(keys)), strict=True))
+    pivots, factors = factorize(spec, matrix)
+    State.store(memory, state.factors, factors.vectors())
+    n_sums = (state.log_pivots - state.products) // WIDTH
+    State.store(memory, state.products, [Vec.full(memory.builder, 0.0)] * n_sums)
+    product = Product.of(pivots)
+    memory.store(product.log(), state.log_pivots)
+    return product.within()
+
+
+def rows_intrinsic(spec: RowsSpec) -> Callable:
+    """Make ``rows(at, step, n_blocks, state)``: a run of blocks; return which lanes are fine."""
+
+    @intrinsic
+    def rows(typingctx, at, step, n_blocks, state):
+        def codegen(context, builder, signature, args):
+            at, step, n_blocks, state = args
+
+            def numbers(pointer):
+                return [
+                    builder.load(builder.gep(pointer, [ir.Constant(ir.IntType(64), k)]))
+                    for k in range(N_PLACES)
+                ]
+
+            memory = Memory(builder, state, align=VECTOR)
+            places = list(zip(numbers(at), numbers(step), strict=True))
+            return mask_to_int(builder, emit_rows(spec, places, Index(builder, n_blocks), memory))
+
+        return types.intp(at, step, types.intp, types.intp), codegen
+
+    return rows
+
+
+def emit_rows(spec: RowsSpec, places, n_blocks: Index, memory: Memory) -> ir.Value:
+    """Emit the loop over blocks of eight rows."""
+    builder = memory.builder
+    state, n, keys = State(spec.n), spec.n, lower_triangle(spec.n)
+    vectors = State.load(memory, state.factors, State.n_factors(spec))
+    factors = Factors.of_vectors(spec, vectors)
+    log_pivots = memory.load(state.log_pivots)
+    half_logdet = log_pivots * HALF_LOGDET_SCALES[spec.param]
+
+    # the sums that this kernel needs, and where they are kept between runs
+    positions = []
+    if spec.wants_matrix:
+        positions += [state.products + WIDTH * k for k in range(len(keys))]
+        positions += [state.g_half_logdet]
+    if spec.wants_sum:
+        positions += [state.vector_sum + WIDTH * i for i in range(n)]
+    if spec.form == "sum":
+        positions += [state.quad_sum]
+    sums = {position: Variable(memory.load(position)) for position in positions}
+    fine = Variable(Vec.full(builder, 1.0))
+
+    def add(position: int, vector: Vec) -> None:
+        sums[position].set(sums[position].get() + vector)
+
+    with loop(builder, 0, n_blocks) as block:
+        value, mu, g_first, g_second, first, second, dvalue, dmu = (
+            Memory(builder, builder.add(address, builder.mul(block.value, step)))
+            for address, step in places
+        )
+        d = load_fields(value, n, range(n))
+        if spec.form != "quad":
+            means = load_fields(mu, n, range(n))
+            d = {i: d[i] - means[i] for i in range(n)}
+        g = g_first.load(0) if spec.wants_gradient else Vec.full(builder, 0.0)
+        g_quad = g if spec.form == "quad" else -0.5 * g
+        row = whiten(spec, factors, [d[i] for i in range(n)], g_quad)
+        store_fields(
+            dvalue if spec.value == "own" else None,
+            row.gradient,
+            dmu if spec.mu == "own" else None,
+        )
+        if spec.wants_matrix:
+            for k, product in enumerate(row.products(n).values()):
+                add(state.products + WIDTH * k, product)
+            add(state.g_half_logdet, g_second.load(0) if spec.form == "quad" else -g)
+        if spec.wants_sum:
+            for i, x in enumerate(row.gradient):
+                add(state.vector_sum + WIDTH * i, x)
+        if spec.form == "sum":
+            add(state.quad_sum, row.quad)
+        elif spec.form == "logp":
+            first.store(-0.5 * row.quad - half_logdet - HALF_LOG_2PI * n, 0)
+        else:
+            first.store(row.quad, 0)
+            second.store(half_logdet, 0)
+        is_fine = row.quad.within(-HIGHEST_QUAD, HIGHEST_QUAD)
+        fine.set(fine.get().select(is_fine, 0.0))
+    for position, variable in sums.items():
+        memory.store(variable.get(), position)
+    return fine.get().within(1.0, 1.0)
+
+
+def finish_intrinsic(spec: RowsSpec) -> Callable:
+    """Make ``finish(state)``: the gradient for the matrix, from the sums over the rows."""
+
+    @intrinsic
+    def finish(typingctx, state):
+        def codegen(context, builder, signature, args):
+            memory = Memory(builder, args[0], align=VECTOR)
+            if spec.wants_matrix:
+                emit_finish(spec, memory)
+            return context.get_dummy_value()
+
+        return types.void(types.intp), codegen
+
+    return finish
+
+
+def emit_finish(spec: RowsSpec, memory: Memory) -> None:
+    """Emit the code after the rows."""
+    state, keys = State(spec.n), lower_triangle(spec.n)
+    vectors = State.load(memory, state.factors, State.n_factors(spec))
+    factors = Factors.of_vectors(spec, vectors)
+    products = dict(zip(keys, State.load(memory, state.products, len(keys)), strict=True))
+    g = gradient_of_matrix(spec, factors, products, memory.load(state.g_half_logdet))
+    State.store(memory, 0, [g[key] for key in keys])
