@@ -16,6 +16,8 @@ from pytensor.graph.basic import Apply, Constant, Variable
 from pytensor.graph.op import Op
 from pytensor.link.numba.linker import NumbaLinker
 from pytensor.tensor.basic import Alloc
+from pytensor.tensor.elemwise import DimShuffle
+from pytensor.tensor.math import All, Sum
 
 from pytensor_mvn_rewrites.lower._pairs import core_sizes, find_groups
 from pytensor_mvn_rewrites.ops import (
@@ -84,7 +86,7 @@ class NumbaGaussianOp(Op):
     ----------
     param : {"cov", "chol", "tau"}
     outputs : tuple of str
-        The wanted outputs, in the order of `all_outputs`.
+        The wanted outputs, in the order of `all_outputs`, sums first.
     n : int or None
         Core size, None where it is not known statically.
     layout : BatchLayout
@@ -97,6 +99,8 @@ class NumbaGaussianOp(Op):
     pullback_op: type[GaussianOp]
     forward_outputs: tuple[str, ...]
     gradient_outputs: tuple[str, ...]
+    #: Sums over the batch, which take the place of a forward output
+    sum_outputs: tuple[str, ...] = ()
 
     def __init__(self, *, param: str, outputs: tuple[str, ...], n: int | None, layout: BatchLayout):
         self.param = param
@@ -133,10 +137,15 @@ class NumbaGaussianOp(Op):
                 strict=True,
             )
         )
+        named |= self.reference_sums(named)
         if self.has_gradient:
             grads = self.pullback_op(param=self.param)(*inputs, return_list=True)
             named |= zip(self.gradient_outputs, grads, strict=True)
         return [named[name] for name in self.outputs]
+
+    def reference_sums(self, forward: dict[str, Variable]) -> dict[str, Variable]:
+        """The `sum_outputs`, given the forward outputs by name."""
+        return {}
 
     def make_node(self, *inputs):
         """Inputs of any real dtype; the outputs have the types of the reference."""
@@ -156,6 +165,7 @@ class NumbaGaussianOp(Op):
             for axis, letter in enumerate(self.layout.joint, start=-len(self.layout.joint))
         ]
         named = dict.fromkeys(self.forward_outputs, tuple(joint))
+        named |= dict.fromkeys(self.sum_outputs, ())
         named |= zip(self.gradient_outputs, shapes, strict=False)
         return [named[name] for name in self.outputs]
 
@@ -181,12 +191,26 @@ class NumbaGaussianOp(Op):
 
 
 class NumbaMvNormalLogp(NumbaGaussianOp):
-    """:class:`~.ops.MvNormalLogp` and its pullback in one kernel."""
+    """:class:`~.ops.MvNormalLogp` and its pullback in one kernel.
+
+    A model needs the sum of the log-densities only: ``logp_sum``, or ``checked_logp_sum``, where a
+    matrix that is not positive definite counts as minus infinity. The kernel then takes one
+    logarithm for many matrices.
+    """
 
     forward_op = MvNormalLogp
     pullback_op = MvNormalLogpPullback
     forward_outputs = ("logp", "posdef")
+    sum_outputs = ("logp_sum", "checked_logp_sum")
     gradient_outputs = ("dvalue", "dmu", "dmatrix")
+
+    def reference_sums(self, forward):
+        """The sums as PyMC's graph has them."""
+        logp, posdef = forward["logp"], forward["posdef"]
+        return {
+            "logp_sum": logp.sum(),
+            "checked_logp_sum": pt.switch(posdef, logp, -np.inf).sum().astype(logp.type.dtype),
+        }
 
 
 class NumbaInvQuadLogdet(NumbaGaussianOp):
@@ -237,8 +261,17 @@ def lowered(fgraph, cls: type[NumbaGaussianOp], forward: Apply | None, pullback:
         old |= zip(cls.gradient_outputs, pullback.outputs, strict=True)
     node = forward or pullback
     assert node is not None, "a group holds at least one node"
+    checks = None
+    if forward is not None and (found := find_sum(fgraph, cls, forward)):
+        name, total, checks = found
+        del old["logp"]
+        old[name] = total
+        if name == "checked_logp_sum" and only_client(fgraph, forward.outputs[1]):
+            # its only client goes away with the sum
+            del old["posdef"]
     old = {name: out for name, out in old.items() if fgraph.clients.get(out)}
-    wanted = tuple(name for name in (*cls.forward_outputs, *cls.gradient_outputs) if name in old)
+    names = (*cls.sum_outputs, *cls.forward_outputs, *cls.gradient_outputs)
+    wanted = tuple(name for name in names if name in old)
     if not wanted:
         return []
     n_forward = len(cls.forward_op.core_ndims)
@@ -254,7 +287,61 @@ def lowered(fgraph, cls: type[NumbaGaussianOp], forward: Apply | None, pullback:
         core_ndims = cls.forward_op.core_ndims
     param = node.op.param  # type: ignore[attr-defined]
     new = dict(zip(wanted, apply_lowered(cls, param, wanted, inputs, core_ndims), strict=True))
+    if checks is not None:
+        new["logp_sum"] = pt.switch(checks, new["logp_sum"], -np.inf).astype(
+            old["logp_sum"].type.dtype
+        )
     return [(out, matched_type(new[name], out)) for name, out in old.items()]
+
+
+def find_sum(
+    fgraph, cls: type[NumbaGaussianOp], forward: Apply
+) -> tuple[str, Variable, Variable | None] | None:
+    """The sum over the batch that is all that is wanted of the log-densities.
+
+    Returns its name among the `sum_outputs`, the variable, and the condition without which it is
+    minus infinity, if there is one. It is found in three forms: ``sum(logp)``,
+    ``sum(switch(posdef, logp, -inf))`` and ``sum(switch(all(posdef), logp, -inf))``.
+    """
+    if not cls.sum_outputs:
+        return None
+    logp, posdef = forward.outputs
+    name, condition, client = "logp_sum", None, only_client(fgraph, logp)
+    if client is not None and client.op == pt.switch:
+        # no other client, and no broadcasting, which would repeat the terms
+        checked, term, otherwise = client.inputs
+        is_inf = isinstance(otherwise, Constant) and np.all(otherwise.data == -np.inf)
+        if term is not logp or not is_inf or not all(otherwise.type.broadcastable):
+            return None
+        if checked is posdef:
+            name = "checked_logp_sum"
+        else:
+            condition = condition_for_all(checked, posdef)
+            if condition is None:
+                return None
+        client = only_client(fgraph, client.outputs[0])
+    if client is None or not isinstance(client.op, Sum):
+        return None
+    [total] = client.outputs
+    sums_all = client.op.axis is None or len(client.op.axis) == logp.type.ndim
+    if not sums_all or not logp.type.ndim or total.type.dtype != logp.type.dtype:
+        return None
+    return name, total, condition
+
+
+def only_client(fgraph, variable: Variable) -> Apply | None:
+    """The node that uses a variable, if it is the only one."""
+    clients = fgraph.clients.get(variable, ())
+    return clients[0][0] if len(clients) == 1 else None
+
+
+def condition_for_all(condition: Variable, posdef: Variable) -> Variable | None:
+    """``all(posdef)``, of no dimensions, if `condition` is that, broadcast over the batch."""
+    if condition.owner is not None and isinstance(condition.owner.op, DimShuffle):
+        [condition] = condition.owner.inputs
+    if condition.type.ndim or condition.owner is None or not isinstance(condition.owner.op, All):
+        return None
+    return condition if condition.owner.inputs[0] is posdef else None
 
 
 def matched_type(new: Variable, old: Variable) -> Variable:
@@ -337,7 +424,9 @@ def apply_reshaped(cls, param, wanted, inputs, core_ndims, layout) -> list[Varia
     outputs = []
     lowered_outputs = apply_lowered(cls, param, wanted, merged, core_ndims)
     for name, out in zip(wanted, lowered_outputs, strict=True):
-        if name in cls.forward_outputs:
+        if name in cls.sum_outputs:
+            outputs.append(out)
+        elif name in cls.forward_outputs:
             outputs.append(split(out, [lengths[axis] for axis in order]))
         else:
             i = cls.gradient_outputs.index(name)
