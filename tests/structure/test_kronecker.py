@@ -207,7 +207,7 @@ def near_misses():
     return {
         "sum": inv_quad_logdet(delta, kron(A, B) + kron(A, B).T * pt.eye(6)[::-1]),
         "noise": inv_quad_logdet(delta, kron(A, B) + pt.eye(6)),
-        "standard deviations": inv_quad_logdet(delta, kron(A, B) * pt.outer(delta, delta)),
+        "scaled rows": inv_quad_logdet(delta, kron(A, B) * delta),
         "not square": inv_quad_logdet(
             delta, kron(pt.matrix(shape=(2, 3)), pt.matrix(shape=(3, 2)))
         ),
