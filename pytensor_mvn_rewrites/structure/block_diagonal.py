@@ -4,6 +4,7 @@ import math
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import reduce
+from operator import add
 from typing import Any
 
 import numpy as np
@@ -15,13 +16,15 @@ from pytensor.tensor.basic import Join
 from pytensor.tensor.blockwise import Blockwise
 from pytensor.tensor.elemwise import DimShuffle, Elemwise
 from pytensor.tensor.linalg.constructors import BlockDiagonal
-from pytensor.tensor.math import Sum
+from pytensor.tensor.linalg.inverse import MatrixInverse
+from pytensor.tensor.math import Dot, Sum
 from pytensor.tensor.shape import specify_shape
 from pytensor.tensor.subtensor import IncSubtensor, indices_from_subtensor
 
 from pytensor_mvn_rewrites.matching import (
     Tensor,
     is_real_float,
+    matrix_view,
     scalar_constant,
     without_leading_ones,
 )
@@ -35,7 +38,7 @@ from pytensor_mvn_rewrites.structure._kron import (
     split_scale,
     static_size,
 )
-from pytensor_mvn_rewrites.structure.diagonal import diagonal_of
+from pytensor_mvn_rewrites.structure.diagonal import diagonal_of, is_square
 
 #: A constant matrix of blocks of several sizes is split from this size on: each size is a node.
 MIN_RAGGED_CONSTANT = 32
@@ -114,6 +117,7 @@ def blocks_of(matrix: Tensor) -> list[Blocks] | None:
         blocks_of_block_diag,
         blocks_of_kron_with_identity,
         blocks_of_sum_of_krons,
+        blocks_of_sum_with_diagonals,
         blocks_of_assignments,
         blocks_of_constant,
     ):
@@ -133,9 +137,10 @@ def stacked_by_size(blocks: list[tuple[int, Tensor]]) -> list[Blocks] | None:
     for start, block in blocks:
         if static_size(block) is None:
             return None
-        by_type[block.type.shape[-1], block.type.broadcastable].append((start, block))
+        key = block.type.shape[-1], block.type.broadcastable, layout(block)
+        by_type[key].append((start, block))
     groups = []
-    for (n, _), members in by_type.items():
+    for (n, *_), members in by_type.items():
         positions = np.asarray([start for start, _ in members])[:, None] + np.arange(n)
         matrices = [block for _, block in members]
         if all(block is matrices[0] for block in matrices):
@@ -144,16 +149,47 @@ def stacked_by_size(blocks: list[tuple[int, Tensor]]) -> list[Blocks] | None:
     return groups
 
 
+def layout(block: Tensor) -> tuple:
+    """What the rules of this stage look at: a stack of blocks that differ here would hide it."""
+    core = matrix_view(split_scale(block)[1]).core
+    match core.owner_op_and_inputs:
+        case (Blockwise(MatrixInverse()), inverted):
+            return ("inverse", layout(inverted))
+        case (Elemwise(scalar_op=Add()), *terms) if all(map(is_square, terms)):
+            return tuple(sorted((term for term in map(layout, terms) if term), key=repr))
+        case (Dot() | Blockwise(Dot()), left, _) if left.type.shape[-1] != core.type.shape[-1]:
+            return ("product", left.type.shape[-1])
+    _, factors = kron_factors(core)
+    return ("kron", *map(static_size, factors)) if len(factors) > 1 else ()
+
+
 def blocks_of_block_diag(matrix: Tensor) -> list[Blocks] | None:
     """``block_diag(S_1, ..., S_B)``."""
     match matrix.owner_op_and_inputs:
         case (BlockDiagonal() | Blockwise(BlockDiagonal()), *blocks):
-            sizes = [static_size(block) for block in blocks]
-            if None in sizes:
+            flat = flattened(blocks)
+            if any(static_size(block) is None for block in flat):
                 return None
-            starts = np.cumsum([0, *sizes[:-1]])
-            return stacked_by_size(list(zip(starts.tolist(), blocks, strict=True)))
+            return stacked_by_size(with_first_rows(flat))
     return None
+
+
+def flattened(blocks: list[Tensor]) -> list[Tensor]:
+    """The blocks of a ``block_diag`` with those of a ``block_diag`` among them in its place."""
+    flat: list[Tensor] = []
+    for block in blocks:
+        match block.owner_op_and_inputs:
+            case (BlockDiagonal() | Blockwise(BlockDiagonal()), *inner):
+                flat += flattened(list(inner))
+            case _:
+                flat.append(block)
+    return flat
+
+
+def with_first_rows(blocks: list[Tensor]) -> list[tuple[int, Tensor]]:
+    """(first row, block) for square blocks one after the other."""
+    starts = np.cumsum([0, *(block.type.shape[-1] for block in blocks)])[:-1]
+    return list(zip(starts.tolist(), blocks, strict=True))
 
 
 def blocks_of_kron_with_identity(matrix: Tensor) -> list[Blocks] | None:
@@ -182,9 +218,15 @@ def blocks_of_kron_with_identity(matrix: Tensor) -> list[Blocks] | None:
 
 
 def blocks_of_sum_of_krons(matrix: Tensor) -> list[Blocks] | None:
-    """``kron(e_1 e_1', S_1) + ... + kron(e_B e_B', S_B)``, as a sum of terms or over a stack."""
-    found = operands_of_sum(matrix)
-    if found is None:
+    """``kron(e_1 e_1', S_1) + ... + kron(e_B e_B', S_B)``, as a sum of terms or over a stack.
+
+    Or ``kron(S_1, e_1 e_1') + ...``, where each block takes every B-th row.
+    """
+    for indicator_side in (0, 1):
+        found = operands_of_sum(matrix, indicator_side)
+        if found is not None:
+            break
+    else:
         return None
     indicators, terms = found
     if any(np.any(indicator * (1 - np.eye(len(indicator)))) for indicator in indicators):
@@ -202,11 +244,44 @@ def blocks_of_sum_of_krons(matrix: Tensor) -> list[Blocks] | None:
     weight = weights[source, np.arange(k)]
     if np.any(weight != 1):
         matrices = weight[:, None, None].astype(matrices.type.dtype) * matrices
-    return [Blocks(np.arange(matrix.type.shape[-1]).reshape(k, -1), matrices)]
+    rows = np.arange(matrix.type.shape[-1])
+    positions = rows.reshape(k, -1) if indicator_side == 0 else rows.reshape(-1, k).T
+    return [Blocks(positions, matrices)]
 
 
-def operands_of_sum(matrix: Tensor) -> tuple[np.ndarray, list[Tensor] | Tensor] | None:
-    """The left operands, shape (T, K, K), and the T right ones: a list or a stack."""
+def blocks_of_sum_with_diagonals(matrix: Tensor) -> list[Blocks] | None:
+    """``block_diag(S_1, ..., S_B) + diag(d)``: each block gets its part of the diagonal."""
+    match without_leading_ones(matrix, 2).owner_op_and_inputs:
+        case (Elemwise(scalar_op=Add()), *terms) if all(map(is_square, terms)):
+            pass
+        case _:
+            return None
+    diags = [diagonal_of(term) for term in terms]
+    others = [term for term, diag in zip(terms, diags, strict=True) if diag is None]
+    if len(others) in (0, len(terms)):
+        return None
+    groups = blocks_of(others[0] if len(others) == 1 else pt.add(*others))
+    if groups is None:
+        return None
+    diag = reduce(add, (diag for diag in diags if diag is not None))
+    n = static_size(matrix)
+    if n is None or diag.type.shape[-1] != n:
+        return None
+    results = []
+    for blocks in groups:
+        eye = np.eye(blocks.positions.shape[-1], dtype=diag.type.dtype)
+        part = take(diag, blocks.positions, n)[..., None] * eye
+        results.append(Blocks(blocks.positions, blocks.matrices + part))
+    return results
+
+
+def operands_of_sum(
+    matrix: Tensor, indicator_side: int
+) -> tuple[np.ndarray, list[Tensor] | Tensor] | None:
+    """The constant operands, shape (T, K, K), and the T other ones: a list or a stack.
+
+    The constant ones are those on the left if `indicator_side` is 0, on the right if it is 1.
+    """
     match matrix.owner_op_and_inputs:
         case (Elemwise(scalar_op=Add()), *terms):
             pass
@@ -218,35 +293,39 @@ def operands_of_sum(matrix: Tensor) -> tuple[np.ndarray, list[Tensor] | Tensor] 
                     operands = kron_operands(stack)
                     if operands is None or not all(op.type.ndim == 3 for op in operands):
                         return None
-                    return as_operands(*operands) if None not in operands[1].type.shape else None
+                    if any(None in operand.type.shape for operand in operands):
+                        return None
+                    return as_operands(operands[indicator_side], operands[1 - indicator_side])
         case _:
             return None
-    indicators, rights = [], []
+    indicators, others = [], []
     for term in terms:
         if term is None:
             return None
         scale, core = split_scale(term)
         operands = kron_operands(core)
-        if operands is None or not isinstance(operands[0], Constant):
+        if operands is None:
             return None
-        left, right = operands
-        if right.type.ndim != 2 or left.type.ndim != 2 or static_size(right) is None:
+        indicator, other = operands[indicator_side], operands[1 - indicator_side]
+        if not isinstance(indicator, Constant) or static_size(other) is None:
             return None
-        indicators.append(np.asarray(left.data))
-        rights.append(right if scale is None else scale * right)
-    if len({(*i.shape, *r.type.shape) for i, r in zip(indicators, rights, strict=True)}) != 1:
+        if other.type.ndim != 2 or indicator.type.ndim != 2:
+            return None
+        indicators.append(np.asarray(indicator.data))
+        others.append(other if scale is None else scale * other)
+    if len({(*i.shape, *o.type.shape) for i, o in zip(indicators, others, strict=True)}) != 1:
         return None
-    return np.stack(indicators), rights
+    return np.stack(indicators), others
 
 
-def as_operands(left: Tensor, right: Tensor):
-    """The operands of a stack of Kronecker products, if the left ones are constants."""
-    if not isinstance(left, Constant) or static_size(right) is None:
+def as_operands(indicators: Tensor, others: Tensor):
+    """The operands of a stack of Kronecker products, if the first ones are constants."""
+    if not isinstance(indicators, Constant) or static_size(others) is None:
         return None
-    data = np.asarray(left.data)
-    if len(data) != right.type.shape[0] or data.shape[-1] != data.shape[-2]:
+    data = np.asarray(indicators.data)
+    if len(data) != others.type.shape[0] or data.shape[-1] != data.shape[-2]:
         return None
-    return data, right
+    return data, others
 
 
 def without_stacking(term: Tensor) -> Tensor | None:

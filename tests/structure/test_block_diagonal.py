@@ -3,6 +3,7 @@ import pymc as pm
 import pytensor
 import pytensor.tensor as pt
 import pytest
+from pytensor.graph.traversal import ancestors
 
 from pytensor_mvn_rewrites.ops import inv_quad_logdet, mvnormal_logp
 from tests.harness import (
@@ -49,6 +50,17 @@ class TestEqualBlocks(TestUnequalBlocks):
 
 class TestOneByOneBlocks(TestUnequalBlocks):
     sizes = (1, 1)
+
+
+class TestBlocksWithJitter(StructureContract):
+    def build(self, rng, *, batch=(), dtype="float64", condition=10.0, sign=1):
+        options = {"batch": batch, "dtype": dtype, "condition": condition}
+        A, a = spd_input(rng, "A", 2, sign=sign, **options)
+        B, b = spd_input(rng, "B", 3, **options)
+        d = pt.tensor("d", shape=(*batch, 5), dtype=dtype)
+        noise = d[..., None] * pt.eye(5, dtype=dtype) + 1e-9 * np.eye(5, dtype=dtype)
+        values = {d: rng.uniform(0, 1 / condition, size=(*batch, 5)).astype(dtype)}
+        return Case(block_diag(A, B) + noise, {**values, **a, **b})
 
 
 class TestKronWithIdentity(StructureContract):
@@ -120,6 +132,40 @@ def test_sum_of_krons(rng, how, k):
     assert node.inputs[1].type.shape[-2:] == (3, 3)
     values = {delta: rng.normal(size=3 * k), L: rng.normal(size=(k, 3, 3))}
     assert_same_numbers(graph, new, values, condition=1e2)
+
+
+@pytest.mark.parametrize("k", [3, 12])
+def test_indicators_on_the_right(rng, k):
+    """Each block takes every k-th row."""
+    delta, L = pt.vector("delta", shape=(2 * k,)), pt.tensor("L", shape=(k, 2, 2))
+    covs = L @ L.mT + pt.eye(2)
+    terms = [kron(covs[i], indicator) for i, indicator in enumerate(one_hot(k))]
+    values = {delta: rng.normal(size=2 * k), L: rng.normal(size=(k, 2, 2))}
+    for matrix in (sum(terms), pt.stack(terms).sum(axis=0), sum(terms) + 1e-3 * np.eye(2 * k)):
+        graph = list(inv_quad_logdet(delta, matrix))
+        new = rewritten(graph)
+        assert our_ops(new) == {"InvQuadLogdet{cov}": 1}
+        assert not [v for v in ancestors(new) if getattr(v.type, "shape", ()) == (2 * k, 2 * k)]
+        assert_same_numbers(graph, new, values, condition=1e2)
+
+
+@pytest.mark.parametrize("form", [block_diag, lambda A, B: kron(A, pt.eye(2))])
+def test_not_symmetric_block(rng, form):
+    """Only the lower triangle of a block is in the lower triangle of the matrix."""
+    delta, A, B = pt.vector("delta", shape=(4,)), pt.matrix(shape=(2, 2)), pt.matrix(shape=(2, 2))
+    graph = list(inv_quad_logdet(delta, form(A, B)))
+    skewed = np.array([[2.0, 5.0], [1.0, 3.0]])
+    values = {delta: rng.normal(size=4), A: skewed, B: spd(rng, n=2)}
+    assert_same_numbers(graph, rewritten(graph), values, condition=1e2)
+
+
+def test_semidefinite_block(rng):
+    delta, a = pt.vector("delta", shape=(4,)), pt.vector("a", shape=(2,))
+    graph = list(inv_quad_logdet(delta, block_diag(pt.outer(a, a), np.eye(2))))
+    for outputs in (rewritten(graph), graph):
+        quaddist, _, posdef = evaluate(outputs, {delta: rng.normal(size=4), a: np.ones(2)})
+        assert np.isnan(quaddist)
+        assert not posdef
 
 
 def test_sum_of_weighted_krons_in_another_order(rng):
