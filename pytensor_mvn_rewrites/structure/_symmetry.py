@@ -15,7 +15,22 @@ from pytensor.assumptions import (
 )
 from pytensor.graph.basic import Constant
 from pytensor.graph.fg import FunctionGraph
-from pytensor.scalar.basic import Abs, Add, Cos, Cosh, Mul, Neg, Pow, Sqr, Sub, TrueDiv
+from pytensor.scalar.basic import (
+    Abs,
+    Add,
+    Cos,
+    Cosh,
+    Mul,
+    Neg,
+    Pow,
+    Sin,
+    Sinh,
+    Sqr,
+    Sub,
+    Tan,
+    Tanh,
+    TrueDiv,
+)
 from pytensor.tensor.basic import Alloc, Join
 from pytensor.tensor.blockwise import Blockwise
 from pytensor.tensor.elemwise import CAReduce, DimShuffle, Elemwise
@@ -31,6 +46,9 @@ from pytensor_mvn_rewrites.structure.diagonal import diagonal_of
 
 #: No proof goes deeper into the graph.
 MAX_DEPTH = 50
+
+#: Products of products are looked at as one up to this depth.
+MAX_NESTING = 6
 
 
 def is_symmetric(fgraph: FunctionGraph | None, matrix: Tensor) -> bool:
@@ -78,10 +96,15 @@ class _Mirrors:
             match view.owner_op_and_inputs:
                 case (DimShuffle(is_matrix_transpose=True), inner) if inner is var:
                     return True
+                case (DimShuffle(new_order=("x", 0)), inner) if inner is var:
+                    # a column without its axis of length 1
+                    return True
         if one.owner is None or other.owner is None:
             return False
         if len(factors := dot_chain(one)) > 1:
             return self._products(one, other) or self._all_hold(factors, dot_chain(other)[::-1])
+        if len(scaled := elementwise_factors(one)) > 1:
+            return self._elementwise_products(scaled, elementwise_factors(other))
         if type(one.owner.op) is not type(other.owner.op):
             return False
         if isinstance(one.owner.op, DimShuffle):
@@ -112,8 +135,8 @@ class _Mirrors:
         """The proof for two nodes of one op, which transposes as its inputs do."""
         ours, theirs = one.owner.inputs, other.owner.inputs
         match one.owner.op:
-            case Elemwise(scalar_op=Add() | Mul()):
-                return self._match_in_any_order(ours, theirs)
+            case Elemwise(scalar_op=Add()):
+                return match_in_any_order(ours, theirs, self.holds)
             case Elemwise() | KroneckerProduct() | BlockDiagonal():
                 return self._all_hold(ours, theirs)
             case Blockwise(core_op=KroneckerProduct() | BlockDiagonal()):
@@ -139,16 +162,20 @@ class _Mirrors:
     def _all_hold(self, ours, theirs) -> bool:
         return len(ours) == len(theirs) and all(map(self.holds, ours, theirs))
 
-    def _match_in_any_order(self, ours, theirs) -> bool:
-        left = list(theirs)
-        for inp in ours:
-            partner = next(
-                (i for i, candidate in enumerate(left) if self.holds(inp, candidate)), None
-            )
-            if partner is None:
+    def _elementwise_products(self, ours, theirs) -> bool:
+        """Two products of the same factors, each transposed."""
+
+        def mirrored(one, other) -> bool:
+            (left, left_transposed, left_power), (right, right_transposed, right_power) = one, other
+            if left_power != right_power:
                 return False
-            del left[partner]
-        return not left
+            if left is right and all(left.type.broadcastable[-2:]):
+                return True
+            if left_transposed != right_transposed:
+                return left is right
+            return self.holds(left, right)
+
+        return match_in_any_order(ours, theirs, mirrored)
 
     def _is_antisymmetric(self, matrix) -> bool:
         """Whether ``matrix == -matrix.mT``, such as the differences of all pairs of numbers."""
@@ -157,7 +184,7 @@ class _Mirrors:
         match matrix.owner_op_and_inputs:
             case (Elemwise(scalar_op=Sub()), left, right):
                 return self.holds(left, right)
-            case (Elemwise(scalar_op=Neg()), inner):
+            case (Elemwise(scalar_op=Neg() | Sin() | Sinh() | Tan() | Tanh()), inner):
                 return self._is_antisymmetric(inner)
             case (Elemwise(scalar_op=TrueDiv()), numerator, denominator):
                 return self.holds(denominator, denominator) and self._is_antisymmetric(numerator)
@@ -186,6 +213,35 @@ class _Mirrors:
         if one.type.ndim != 2 or one.owner.inputs[0] is not other.owner.inputs[0]:
             return False
         return {one.type.broadcastable, other.type.broadcastable} == {(True, False), (False, True)}
+
+
+def match_in_any_order(ours, theirs, match) -> bool:
+    """Whether each of `ours` matches another one of `theirs`, and none is left."""
+    left = list(theirs)
+    for inp in ours:
+        partner = next((i for i, candidate in enumerate(left) if match(inp, candidate)), None)
+        if partner is None:
+            return False
+        del left[partner]
+    return not left
+
+
+def elementwise_factors(
+    matrix: Tensor, transposed: bool = False, power: int = 1, depth: int = MAX_NESTING
+) -> list[tuple[Tensor, bool, int]]:
+    """The factors of products and quotients: (factor, whether it is transposed, 1 or -1)."""
+    if depth:
+        match matrix.owner_op_and_inputs:
+            case (Elemwise(scalar_op=Mul()), *inputs):
+                parts = [(inp, transposed, power) for inp in inputs]
+            case (Elemwise(scalar_op=TrueDiv()), numerator, denominator):
+                parts = [(numerator, transposed, power), (denominator, transposed, -power)]
+            case (DimShuffle(is_matrix_transpose=True), inner):
+                parts = [(inner, not transposed, power)]
+            case _:
+                return [(matrix, transposed, power)]
+        return [factor for part in parts for factor in elementwise_factors(*part, depth - 1)]
+    return [(matrix, transposed, power)]
 
 
 def dot_chain(matrix: Tensor) -> list[Tensor]:

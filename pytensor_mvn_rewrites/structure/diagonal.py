@@ -82,7 +82,9 @@ def diagonal_of(matrix: Variable) -> Tensor | None:
             return ones.astype(dtype)
         case (Elemwise(scalar_op=Mul()), *inputs):
             # one diagonal matrix makes the product diagonal
-            if any(is_square(inp) and diagonal_of(inp) is not None for inp in inputs):
+            if any(
+                is_square(inp) and diagonal_of(inp) is not None for inp in dict.fromkeys(inputs)
+            ):
                 return product([entries_on_diagonal(inp) for inp in inputs])
         case (Elemwise(scalar_op=TrueDiv()), numerator, denominator):
             diag = diagonal_of(numerator) if is_square(numerator) else None

@@ -51,6 +51,10 @@ SYMMETRIC = {
     "covariance kernel of absolute differences": pt.exp(-abs(DISTANCE) / s),
     "even function": pt.cos(2 * -DISTANCE),
     "kernel of PyMC": pm.gp.cov.ExpQuad(2, ls=s)(X),
+    "kernel of PyMC in one dimension": pm.gp.cov.ExpQuad(1, ls=s)(X[:, :1]),
+    "periodic kernel of PyMC": pm.gp.cov.Periodic(1, period=s, ls=2 * s)(X[:, :1]),
+    "products of a row, a column and scalars": (s * x[:, None]) * (x[None, :] / s) / s,
+    "odd function of differences, squared": pt.sin(DISTANCE / s) ** 2,
     "Matern kernel of PyMC": pm.gp.cov.Matern52(2, ls=s)(X) * 2,
     "linear kernel of PyMC": pm.gp.cov.Linear(2, c=s)(X),
     "kernel of constants": pt.exp(-((np.subtract.outer(np.arange(3), np.arange(3)) / s) ** 2)),
@@ -72,6 +76,9 @@ NOT_SYMMETRIC = {
     "differences of two": (x[:, None] - pt.exp(x)[None, :]) ** 2,
     "a row": SYM + x,
     "rows and columns": SYM + x[None, :] + 2 * x[:, None],
+    "scaled along rows": SYM * x[:, None],
+    "scaled along rows and columns, differently": (x[:, None] * x[None, :]) / (x[None, :] * SYM),
+    "column over row": x[:, None] / x[None, :],
     "scaled on one side": pt.diag(x) @ SYM,
     "two scales": pt.diag(x) @ SYM @ pt.diag(x**2),
     "cholesky": pt.linalg.cholesky(SYM),
@@ -110,4 +117,12 @@ def test_large_graphs_cost_little():
     matrix = S
     for _ in range(100):
         matrix = pt.exp(matrix * matrix.T + matrix)
+    assert not proven(matrix)
+
+
+def test_large_products_cost_little():
+    """The factors of a square of a square of a square... are not all looked at."""
+    matrix = S
+    for _ in range(100):
+        matrix = matrix * matrix
     assert not proven(matrix)
