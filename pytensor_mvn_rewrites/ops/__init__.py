@@ -1,5 +1,10 @@
 """The fused ops: each carries its reference graph and a closed-form, differentiable pullback."""
 
+from pytensor_mvn_rewrites.ops.kronecker import (
+    NoisyKroneckerQuadLogdet,
+    NoisyKroneckerQuadLogdetPullback,
+    noisy_kronecker_quad_logdet,
+)
 from pytensor_mvn_rewrites.ops.low_rank import (
     LowRankQuadLogdet,
     LowRankQuadLogdetPullback,
@@ -19,7 +24,10 @@ __all__ = [
     "LowRankQuadLogdetPullback",
     "MvNormalLogp",
     "MvNormalLogpPullback",
+    "NoisyKroneckerQuadLogdet",
+    "NoisyKroneckerQuadLogdetPullback",
     "inv_quad_logdet",
     "low_rank_quad_logdet",
     "mvnormal_logp",
+    "noisy_kronecker_quad_logdet",
 ]

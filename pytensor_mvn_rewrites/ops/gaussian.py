@@ -98,7 +98,7 @@ def whitened_pullback(delta, matrix, g_quad, g_half_logdet, param: str):
         a = (tril @ (tril.mT @ delta[..., None]))[..., 0]
         # tau's own inverse is the covariance
         d_matrix = g_quad_mat * outer(delta, delta) - 0.5 * g_half_mat * _inverse(chol)
-        return 2 * g_quad_vec * a, _fold_lower(d_matrix)
+        return 2 * g_quad_vec * a, fold_lower(d_matrix)
 
     z = pt.linalg.solve_triangular(chol, delta, lower=True, b_ndim=1)
     a = pt.linalg.solve_triangular(chol, z, lower=True, trans=True, b_ndim=1)
@@ -109,7 +109,7 @@ def whitened_pullback(delta, matrix, g_quad, g_half_logdet, param: str):
         d_chol = -2 * g_quad_mat * pt.tril(outer(a, z))
         return d_delta, d_chol + pt.eye(n) * (g_half_vec * inv_diag)[..., None, :]
     d_cov = -g_quad_mat * outer(a, a) + 0.5 * g_half_mat * _inverse(chol)
-    return d_delta, _fold_lower(d_cov)
+    return d_delta, fold_lower(d_cov)
 
 
 def _inverse(chol):
@@ -119,9 +119,9 @@ def _inverse(chol):
     return inv_chol.mT @ inv_chol
 
 
-def _fold_lower(symmetric):
+def fold_lower(symmetric):
     """Gradient for a symmetric matrix -> gradient for its lower triangle."""
-    n = symmetric.shape[-1]
+    n = symmetric.type.shape[-1] or symmetric.shape[-1]
     fold = 2 * pt.tri(n, dtype=symmetric.dtype) - pt.eye(n, dtype=symmetric.dtype)
     return symmetric * fold
 
@@ -130,7 +130,7 @@ class GaussianOp(TensorSymbolicOp):
     """Base of the ops whose last core input is a matrix in the parametrization ``param``.
 
     Subclasses set `core_ndims`, the number of core dimensions of each input, and `out_core_ndims`.
-    Instances are memoised by (class, param, input types): a loop of 5000 terms builds one graph.
+    Instances are memoised by (class, props, input types): a loop of 5000 terms builds one graph.
     """
 
     __props__: tuple[str, ...] = ("param",)
@@ -153,7 +153,8 @@ class GaussianOp(TensorSymbolicOp):
                     f"{self} needs an input of at least {core_ndim} dimensions, got {inp.type}"
                 )
         types = tuple(inp.type for inp in inputs)
-        op = _memoised(type(self), self.param, types, pytensor.config.floatX)
+        props = tuple(self._props_dict().items())
+        op = _memoised(type(self), props, types, pytensor.config.floatX)
         return super(TensorSymbolicOp, op).__call__(*inputs, **kwargs)
 
     def __str__(self):
@@ -185,9 +186,9 @@ class GaussianOp(TensorSymbolicOp):
 
 
 @lru_cache(maxsize=4096)
-def _memoised(cls: type[GaussianOp], param: str, input_types: tuple, floatX: str):
+def _memoised(cls: type[GaussianOp], props: tuple, input_types: tuple, floatX: str):
     # floatX decides the dtypes of an inner graph of float32
-    return cls(param=param, input_types=list(input_types))
+    return cls(**dict(props), input_types=list(input_types))
 
 
 class GaussianPullbackOp(GaussianOp):

@@ -1,0 +1,32 @@
+"""Ops without kernels of their own -> their formulas, so that they share what they compute."""
+
+from pytensor.compile.rewriting import inline_ofg_node
+from pytensor.graph.rewriting.basic import MergeOptimizer, get_active_mode
+from pytensor.link.jax.linker import JAXLinker
+
+from pytensor_mvn_rewrites.ops import NoisyKroneckerQuadLogdet, NoisyKroneckerQuadLogdetPullback
+from pytensor_mvn_rewrites.ops.gaussian import GaussianOp
+from pytensor_mvn_rewrites.pipeline import lower
+
+INLINED_OPS: tuple[type[GaussianOp], ...] = (
+    NoisyKroneckerQuadLogdet,
+    NoisyKroneckerQuadLogdetPullback,
+)
+
+
+@lower("fast_run")
+def inline_eigendecompositions(fgraph):
+    """NoisyKroneckerQuadLogdet and its pullback -> their formulas, with one eigendecomposition.
+
+    Cost: an op and its pullback decompose the same matrices; merged, they do it once. Not for JAX,
+    which may differentiate the compiled graph, and must not see an eigendecomposition then.
+    """
+    if isinstance(get_active_mode(fgraph).linker, JAXLinker):
+        return
+    nodes = [node for node in fgraph.toposort() if type(node.op) in INLINED_OPS]
+    if not nodes:
+        return
+    for node in nodes:
+        replacements = zip(node.outputs, inline_ofg_node(node), strict=True)
+        fgraph.replace_all(list(replacements), reason="mvn_inline_eigendecompositions")
+    MergeOptimizer().rewrite(fgraph)
