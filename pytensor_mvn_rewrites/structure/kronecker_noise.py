@@ -1,0 +1,147 @@
+"""Covariances that are Kronecker products plus a multiple of the identity."""
+
+import math
+
+import numpy as np
+import pytensor.tensor as pt
+from pytensor.graph.basic import Constant
+from pytensor.graph.rewriting.basic import node_rewriter
+from pytensor.scalar.basic import Add, Sub
+from pytensor.tensor.basic import Alloc
+from pytensor.tensor.elemwise import DimShuffle, Elemwise
+from pytensor.tensor.subtensor import AdvancedIncSubtensor
+
+from pytensor_mvn_rewrites.matching import Tensor, dimshuffled, is_real_float
+from pytensor_mvn_rewrites.ops import InvQuadLogdet, MvNormalLogp, noisy_kronecker_quad_logdet
+from pytensor_mvn_rewrites.pipeline import Declined, record, structure
+from pytensor_mvn_rewrites.structure._assemble import from_parts, split_inputs
+from pytensor_mvn_rewrites.structure._kron import (
+    kron_factors,
+    split_scale,
+    static_size,
+    without_batch_dims,
+)
+from pytensor_mvn_rewrites.structure._symmetry import is_symmetric
+from pytensor_mvn_rewrites.structure.diagonal import diagonal_of
+
+
+@structure
+@node_rewriter([MvNormalLogp, InvQuadLogdet])
+def matrix_is_noisy_kronecker_product(fgraph, node):
+    r"""InvQuadLogdet(delta, kron(A_1, ..., A_m) + s * eye) -> NoisyKroneckerQuadLogdet.
+
+    With eigendecompositions :math:`A_k = Q_k \Lambda_k Q_k^\top`,
+
+    .. math:: \bigotimes_k A_k + s I = \Big(\bigotimes_k Q_k\Big)
+              \Big(\bigotimes_k \Lambda_k + s I\Big) \Big(\bigotimes_k Q_k\Big)^\top
+
+    The same for ``MvNormalLogp``. Cost: :math:`O(N^3) \to O(\sum_k n_k^3 + N \sum_k n_k)`, and no
+    :math:`N \times N` matrix. The noise may be any multiple of the identity, in any form in which
+    it is added, and of any sign. NaN unless all eigenvalues are positive, as the Cholesky
+    factorization of the dense matrix.
+
+    Declines unless all sizes are known and all Kronecker factors but the first are provably
+    symmetric: of the first the dense graph reads the lower triangle only, of the others more.
+    Declines too for noise whose variances differ, or are not provably the same.
+    """
+    if node.op.param != "cov":
+        return None
+    delta, matrix = split_inputs(node)
+    parts = split_noise(matrix)
+    if parts is None:
+        return None
+    noise, product = parts
+    scale, factors = kron_factors(product)
+    sizes = [static_size(factor) for factor in factors]
+    if len(factors) == 1 or None in sizes or not is_real_float(noise, matrix, *factors):
+        return None
+    if delta.type.shape[-1] not in (None, math.prod(sizes)) or math.prod(sizes) == 0:
+        return None
+    if not all(is_symmetric(fgraph, factor) for factor in factors[1:]):
+        reason = "a Kronecker factor is not provably symmetric"
+        record(Declined("structure", "matrix_is_noisy_kronecker_product", reason))
+        return None
+    if scale is not None:
+        factors[0] = scale * factors[0]
+    dtype = matrix.type.dtype
+    noise, *factors = (part.astype(dtype) for part in (noise, *factors))
+    return from_parts(node, *noisy_kronecker_quad_logdet(delta, noise, factors))
+
+
+def split_noise(matrix: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The s, shape (...), and A of ``A + s * eye(n)``; None for any other matrix."""
+    scale, matrix = split_scale(matrix)
+    matrix = without_batch_dims(matrix)
+    noises, others = [], []
+    for sign, term in terms_of_sum(matrix):
+        if static_size(term) != static_size(matrix):
+            return None
+        noise = noise_variance(term)
+        if noise is None:
+            others.append(term)
+        else:
+            noises.append(noise if sign > 0 else -noise)
+        if noise is None and (sign < 0 or len(others) > 1):
+            return None
+    if not noises or not others:
+        return None
+    noise, other = pt.add(*noises) if len(noises) > 1 else noises[0], others[0]
+    return (noise, other) if scale is None else (scale[..., 0, 0] * noise, scale * other)
+
+
+def terms_of_sum(matrix: Tensor, sign: int = 1) -> list[tuple[int, Tensor]]:
+    """The terms of a sum of matrices, each with its sign."""
+    match matrix.owner_op_and_inputs:
+        case (Elemwise(scalar_op=Add()), *inputs):
+            return [term for inp in inputs for term in terms_of_sum(inp, sign)]
+        case (Elemwise(scalar_op=Sub()), left, right):
+            return [*terms_of_sum(left, sign), *terms_of_sum(right, -sign)]
+        case (AdvancedIncSubtensor(set_instead_of_inc=False), inner, increment, *index) if (
+            increment.type.ndim == 0 and adds_to_diagonal(matrix.owner.op, inner, index)
+        ):
+            increment_matrix = increment * pt.eye(inner.type.shape[-1], dtype=inner.type.dtype)
+            return [*terms_of_sum(inner, sign), (sign, increment_matrix)]
+    return [(sign, matrix)]
+
+
+def adds_to_diagonal(op: AdvancedIncSubtensor, matrix: Tensor, index: list[Tensor]) -> bool:
+    """Whether ``matrix[index].inc(x)`` adds x to the main diagonal, in any order of its entries."""
+    n = matrix.type.shape[-1]
+    return (
+        len(index) == matrix.type.ndim == len(op.idx_list) == 2
+        and all(isinstance(i, Constant) for i in index)
+        and np.array_equal(index[0].data, index[1].data)
+        and np.array_equal(np.sort(index[0].data), np.arange(n))
+    )
+
+
+def noise_variance(matrix: Tensor) -> Tensor | None:
+    """The s, shape (...), of a stack of ``s * eye(n)``."""
+    diagonal = diagonal_of(matrix)
+    return None if diagonal is None else repeated_entry(diagonal)
+
+
+def repeated_entry(vector: Tensor) -> Tensor | None:
+    """The x, shape (...), of vectors whose entries are all x, by construction."""
+    ndim = vector.type.ndim
+    if ndim == 0:
+        return vector
+    if isinstance(vector, Constant):
+        data = np.asarray(vector.data)
+        same = data.shape[-1] > 0 and bool((data == data[..., :1]).all())
+        return pt.constant(data[..., 0]) if same else None
+    if vector.type.broadcastable[-1]:
+        return dimshuffled(vector, tuple(range(ndim - 1)))
+    match vector.owner_op_and_inputs:
+        case (Elemwise() as op, *inputs):
+            entries = [repeated_entry(inp) for inp in inputs]
+            return None if any(entry is None for entry in entries) else op(*entries)
+        case (Alloc(), fill, *shape) if fill.type.ndim == 0 or fill.type.broadcastable[-1]:
+            entry = repeated_entry(fill)
+            return entry if ndim == 1 else pt.alloc(entry, *shape[:-1])
+        case (DimShuffle(new_order=order), inner) if inner.type.ndim and order[-1] == (
+            inner.type.ndim - 1
+        ):
+            entry = repeated_entry(inner)
+            return None if entry is None else dimshuffled(entry, order[:-1])
+    return None
