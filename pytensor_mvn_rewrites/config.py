@@ -9,17 +9,23 @@ Flags live in ``pytensor.config``, so ``PYTENSOR_FLAGS`` and ``pytensor.config.c
     Comma-separated names of stages to leave out: ``logprob``, ``reroll``, ``recognize``,
     ``structure``, ``lower``.
 
+``mvn_rewrites__threads``
+    How many threads may share the densities of one large batch (from 8192 matrices on, useful from
+    about 100 000) in code that is compiled from now on; 0 for one per core. The numbers are the
+    same, bit by bit. The default is 1 because samplers run their chains in parallel. Numba only.
+
 They are read when a graph is rewritten, not when the package is imported, because PyMC's
 pre-gradient pass and modes given by name ignore ``excluding(...)``.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
 import pytensor
-from pytensor.configparser import EnumStr, StrParam
+from pytensor.configparser import EnumStr, IntParam, StrParam
 
 STAGES = ("logprob", "reroll", "recognize", "structure", "lower")
 OPT_IN_TAG = "mvn_rewrites"
@@ -53,6 +59,17 @@ def add_flags() -> None:
         StrParam("", validate=_valid_stages),
         in_c_key=False,
     )
+    _config.add(
+        "mvn_rewrites__threads",
+        "How many threads may share the densities of one large batch; 0 for one per core.",
+        IntParam(1, validate=lambda number: number >= 0),
+        in_c_key=False,
+    )
+
+
+def n_threads() -> int:
+    """The number of threads that may share a batch."""
+    return _config.mvn_rewrites__threads or os.cpu_count() or 1
 
 
 def is_active(stage: str, *, opted_in: bool = False) -> bool:

@@ -4,6 +4,7 @@
 `frame`       the function that a node calls: checks, outputs, choice of a kernel
 `lanes`       the kernel for small and medium matrices, one per vector lane
 `rows`        the kernel for small matrices with several rows each
+`threads`     lets several threads share the kernel of `lanes`
 `formulas`    the formulas of small matrices; `lane_loops` those of medium ones
 `general`     the kernel for every size, one matrix after the other
 `single`      the formulas of `general`; `lapack` where blocking pays
@@ -22,6 +23,7 @@ from pytensor_mvn_rewrites.lower.numba.general import general_kernel
 from pytensor_mvn_rewrites.lower.numba.jit import kernel_address
 from pytensor_mvn_rewrites.lower.numba.lanes import LanesSpec, lanes_kernel
 from pytensor_mvn_rewrites.lower.numba.rows import RowsSpec, rows_kernel
+from pytensor_mvn_rewrites.lower.numba.threads import threads_kernel
 from pytensor_mvn_rewrites.lower.numba_backend import NumbaGaussianOp
 
 __all__ = ["KernelSpec", "build_kernel"]
@@ -34,6 +36,8 @@ def build_kernel(name: str) -> Callable:
             return lanes_kernel(LanesSpec.parse(name))
         case "rows":
             return rows_kernel(RowsSpec.parse(name))
+        case "threads":
+            return threads_kernel(name)
         case _:
             return general_kernel(lapack=name == "large")
 
@@ -45,7 +49,7 @@ _kernel_of_op = lru_cache(maxsize=1024)(kernel_of_op)
 def numba_funcify_gaussian(op, node, **kwargs):
     """The kernel of a lowered op, and a key that holds all that it is specialised for."""
     spec = KernelSpec.of(op, node)
-    if spec.kernel is not None:
+    if spec.kernel_name is not None:
         # now, rather than in the first call
-        kernel_address(spec.kernel.name)
+        kernel_address(spec.kernel_name)
     return _kernel_of_op(spec)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from pytensor.link.numba.dispatch.basic import numba_njit
 
+from pytensor_mvn_rewrites.config import n_threads
 from pytensor_mvn_rewrites.lower.numba.general import LAPACK_MIN_N
 from pytensor_mvn_rewrites.lower.numba.jit import (
     PARAM_CODES,
@@ -20,6 +21,7 @@ from pytensor_mvn_rewrites.lower.numba.jit import (
 )
 from pytensor_mvn_rewrites.lower.numba.lanes import LANES_MAX_N, STRAIGHT_MAX_N, LanesSpec
 from pytensor_mvn_rewrites.lower.numba.rows import RowsSpec
+from pytensor_mvn_rewrites.lower.numba.threads import threads_name
 from pytensor_mvn_rewrites.lower.numba_backend import (
     BatchLayout,
     NumbaGaussianOp,
@@ -72,6 +74,8 @@ class KernelSpec:
         Names and dtypes.
     casts : tuple of str
         Names of the inputs that are not float64.
+    n_threads : int
+        How many threads may share a large batch.
     """
 
     op: str
@@ -80,6 +84,7 @@ class KernelSpec:
     layout: BatchLayout
     outputs: tuple[tuple[str, str], ...]
     casts: tuple[str, ...]
+    n_threads: int = 1
 
     @classmethod
     def of(cls, op: NumbaGaussianOp, node) -> "KernelSpec":
@@ -89,7 +94,7 @@ class KernelSpec:
         outputs = tuple(zip(op.outputs, dtypes, strict=True))
         inputs = zip(INPUT_NAMES[name], node.inputs, strict=False)
         casts = tuple(key for key, inp in inputs if inp.type.dtype != "float64")
-        return cls(name, op.param, op.n, op.layout, outputs, casts)
+        return cls(name, op.param, op.n, op.layout, outputs, casts, n_threads())
 
     @property
     def is_logp(self) -> bool:
@@ -141,6 +146,19 @@ class KernelSpec:
             gradients[TABLE_OUTPUTS.get(name, name)] = "own" if "R" in axes else "sum"
         return RowsSpec(self.form, self.param, n, *gradients.values())
 
+    @property
+    def kernel_name(self) -> str | None:
+        """Name of `kernel`, or of one that lets threads run it.
+
+        They cannot add to the same gradient.
+        """
+        if self.kernel is None:
+            return None
+        sums = [name for name in self.wanted & GRADIENTS.keys() if self.accumulates(name)]
+        if self.n_threads == 1 or sums or not isinstance(self.kernel, LanesSpec):
+            return self.kernel.name
+        return threads_name(self.n_threads, self.kernel)
+
     def axes(self, name: str) -> str:
         """Batch axes of an operand or output."""
         if name in SUMS:
@@ -188,8 +206,8 @@ def call_lines(spec: KernelSpec):
     codes = int(spec.is_logp), int(is_checked), PARAM_CODES[spec.param]
     header = f"(n_r, n_m, n, {', '.join(map(str, codes))})"
     arguments = f'"{axes}", {header}, ({", ".join(map(str, places.values()))})'
-    if spec.kernel is not None:
-        yield f'call_kernel("{spec.kernel.name}", {arguments})'
+    if spec.kernel_name is not None:
+        yield f'call_kernel("{spec.kernel_name}", {arguments})'
     elif spec.n is not None:
         kernel = "large" if spec.n >= LAPACK_MIN_N else "small"
         yield f'call_kernel("{kernel}", {arguments})'

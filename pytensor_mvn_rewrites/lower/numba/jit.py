@@ -25,7 +25,7 @@ from pytensor.link.numba.dispatch.basic import numba_njit
 #: The sources of the kernels: part of every cache key, because Numba's cache does not look at them
 SOURCES = sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))))
 
-_TABLE = types.CPointer(types.intp)
+TABLE_TYPE = types.CPointer(types.intp)
 
 
 class Table:
@@ -81,8 +81,8 @@ def kernel_address(name: str) -> int:
         # contraction to fused multiply-adds is the only liberty, whatever config.numba__fastmath
         # says: NaN must stay NaN, and pivots must be compared as they are
         compiled = njit_exact(function, cache=bool(config.numba__cache))
-        compiled.compile((_TABLE,))
-        result = compiled.overloads[(_TABLE,)]
+        compiled.compile((TABLE_TYPE,))
+        result = compiled.overloads[(TABLE_TYPE,)]
         address = result.library.get_pointer_to_function(result.fndesc.llvm_func_name)
         _KERNELS[name] = address, compiled
     return _KERNELS[name][0]
@@ -160,7 +160,7 @@ def call_kernel_by_table(typingctx, name, table):
         _call(context, builder, name.literal_value, args[1])
         return context.get_dummy_value()
 
-    return types.void(name, _TABLE), codegen
+    return types.void(name, TABLE_TYPE), codegen
 
 
 @intrinsic
@@ -182,7 +182,7 @@ def words(typingctx):
         word = context.get_value_type(types.intp)
         return cgutils.alloca_once(builder, word, size=ir.Constant(ir.IntType(32), Table.SIZE))
 
-    return _TABLE(), codegen
+    return TABLE_TYPE(), codegen
 
 
 def _describe(context, builder, axes: str, type_: types.Type, value) -> list[ir.Value]:
@@ -217,9 +217,9 @@ def _call(context, builder, name: str, table: ir.Value) -> None:
             context.call_conv.return_user_exc(builder, RuntimeError, (message,))
         builder.store_atomic(found, variable, "release", 8)
         builder.store(found, address)
-    function_type = context.call_conv.get_function_type(types.void, (_TABLE,))
+    function_type = context.call_conv.get_function_type(types.void, (TABLE_TYPE,))
     kernel = builder.bitcast(builder.load(address), function_type.as_pointer())
-    status, _ = context.call_conv.call_function(builder, kernel, types.void, (_TABLE,), [table])
+    status, _ = context.call_conv.call_function(builder, kernel, types.void, (TABLE_TYPE,), [table])
     with builder.if_then(status.is_error, likely=False):
         context.call_conv.return_status_propagate(builder, status)
 
@@ -228,18 +228,29 @@ def _ask_for_address(context, builder, name: str) -> ir.Value:
     """Call :func:`kernel_address`; null, and the error reported, if it raises."""
     python = context.get_python_api(builder)
     gil = python.gil_ensure()
-    module = python.import_module(context.insert_const_string(builder.module, __name__))
-    function = python.object_getattr_string(module, "kernel_address")
     argument = python.string_from_string(context.insert_const_string(builder.module, name))
-    result = python.call_function_objargs(function, [argument])
+    result = call_python(context, builder, __name__, "kernel_address", [argument])
     pointer = ir.IntType(8).as_pointer()
     address = cgutils.alloca_once_value(builder, ir.Constant(pointer, None))
-    with builder.if_else(cgutils.is_not_null(builder, result), likely=True) as (found, failed):
-        with found:
-            builder.store(builder.bitcast(python.long_as_voidptr(result), pointer), address)
-        with failed:
-            python.err_write_unraisable(function)
-    for owned in (result, argument, function, module):
-        python.decref(owned)
+    with builder.if_then(cgutils.is_not_null(builder, result), likely=True):
+        builder.store(builder.bitcast(python.long_as_voidptr(result), pointer), address)
+    python.decref(result)
     python.gil_release(gil)
     return builder.load(address)
+
+
+def call_python(context, builder, module: str, function: str, arguments) -> ir.Value:
+    """Call a function of a module, with the interpreter lock held; take the arguments over.
+
+    The result is null if the function raises, and the error is reported as one that cannot be
+    raised.
+    """
+    python = context.get_python_api(builder)
+    owner = python.import_module(context.insert_const_string(builder.module, module))
+    called = python.object_getattr_string(owner, function)
+    result = python.call_function_objargs(called, arguments)
+    with builder.if_then(cgutils.is_null(builder, result), likely=False):
+        python.err_write_unraisable(called)
+    for owned in (*arguments, called, owner):
+        python.decref(owned)
+    return result
