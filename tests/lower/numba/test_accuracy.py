@@ -1,0 +1,121 @@
+"""Every kernel against extended precision: within 50 eps times the condition number."""
+
+import numpy as np
+import pytest
+
+from pytensor_mvn_rewrites.lower.numba.frame import KernelSpec
+from pytensor_mvn_rewrites.ops import mvnormal_logp
+from tests.lower.test_numba_backend import batched, compiled, lowered_nodes
+
+EXTENDED = np.longdouble
+LOG_2PI = np.log(2 * EXTENDED(np.pi))
+
+pytestmark = pytest.mark.skipif(
+    np.finfo(EXTENDED).eps > 1e-18, reason="long double is double on this platform"
+)
+
+
+def cholesky(matrix):
+    """The lower Cholesky factor in extended precision, column by column."""
+    factor = np.tril(matrix).astype(EXTENDED)
+    for j in range(len(factor)):
+        factor[j:, j] -= factor[j:, :j] @ factor[j, :j]
+        factor[j:, j] /= np.sqrt(factor[j, j])
+    return factor
+
+
+def inverse_of_lower(factor):
+    """The inverse of a lower triangle in extended precision, row by row."""
+    inverse = np.zeros_like(factor)
+    for i in range(len(factor)):
+        inverse[i, i] = 1
+        inverse[i] = (inverse[i] - factor[i, :i] @ inverse[:i]) / factor[i, i]
+    return inverse
+
+
+def reference(value, mu, matrix, param):
+    """Log-density and gradients of one density in extended precision, and the sizes of their terms.
+
+    Where the terms cancel, a result cannot be better than they are.
+    """
+    n = value.size
+    delta = value.astype(EXTENDED) - mu
+    factor = np.tril(matrix).astype(EXTENDED) if param == "chol" else cholesky(matrix)
+    inverse = inverse_of_lower(factor)
+    half_logdet = np.log(np.diag(factor)).sum()
+    if param == "tau":
+        symmetric = np.tril(matrix) + np.tril(matrix, -1).T
+        a = symmetric.astype(EXTENDED) @ delta
+        quad, half_logdet = delta @ a, -half_logdet
+        outer, logdet = -np.outer(delta, delta) / 2, inverse.T @ inverse / 2
+    else:
+        z = inverse @ delta
+        a, quad = inverse.T @ z, z @ z
+        outer, logdet = np.outer(a, a) / 2, -inverse.T @ inverse / 2
+    if param == "chol":
+        outer, logdet = np.outer(a, z), -np.diag(1 / np.diag(factor))
+        gradient = np.tril(outer) + logdet
+    else:
+        gradient = np.tril(2 * (outer + logdet)) - np.diag(np.diag(outer + logdet))
+    logp = -n * LOG_2PI / 2 - quad / 2 - half_logdet
+    sizes = [max(quad, abs(half_logdet), 1), abs(a).max(), abs(a).max()]
+    sizes += [2 * max(abs(outer).max(), abs(logdet).max())]
+    return (logp, -a, a, gradient), sizes
+
+
+def random_matrix(rng, n, condition, scale, param):
+    """A matrix of a condition number, that of the covariance where a factor is given."""
+    q, _ = np.linalg.qr(rng.normal(size=(n, n)))
+    factor = scale ** (2 if param == "cov" else -2)
+    # neither the matrix nor its inverse overflows
+    eigenvalues = np.geomspace(condition, 1, n) if factor < 1 else np.geomspace(1, 1 / condition, n)
+    cov = (q * eigenvalues) @ q.T
+    return scale * cholesky(cov).astype(float) if param == "chol" else factor * cov
+
+
+CASES = [
+    ("lanes", "cov", 1),
+    ("lanes", "cov", 3),
+    ("lanes", "chol", 3),
+    ("lanes", "tau", 3),
+    ("lanes", "cov", 12),
+    ("lanes", "chol", 15),
+    ("lanes", "tau", 20),
+    ("lanes", "cov", 48),
+    ("large", "cov", 60),
+    ("small", "cov", None),
+    ("rows", "cov", 3),
+    ("rows", "chol", 3),
+    ("rows", "tau", 3),
+]
+
+
+@pytest.mark.parametrize("scale", [1e-150, 1.0, 1e150])
+@pytest.mark.parametrize(("kernel", "param", "n"), CASES)
+def test_against_extended_precision(kernel, param, n, scale):
+    rng = np.random.default_rng(n)
+    shapes = batched(mvnormal_logp, None, n)
+    if kernel == "rows":
+        shapes = ((None, n), (n,), (n, n))
+    function, _ = compiled(mvnormal_logp, param, shapes)
+    [node] = lowered_nodes(function)
+    name = KernelSpec.of(node.op, node).kernel_name
+    assert name.split()[0] == kernel if name else kernel in ("small", "large")
+    n = n or 6
+    for condition in [1.0, 1e4, 1e8, 1e12]:
+        matrices = [random_matrix(rng, n, condition, scale, param) for _ in range(10)]
+        values, mus = scale * rng.normal(size=(2, 10, n))
+        if kernel == "rows":
+            matrices, mus = matrices[:1] * 10, mus[:1].repeat(10, axis=0)
+            logps, _, *grads = function(values, mus[0], matrices[0], np.ones(10))
+        else:
+            logps, _, *grads = function(values, mus, np.array(matrices), np.ones(10))
+        expected = [reference(*own, param) for own in zip(values, mus, matrices, strict=True)]
+        tolerance = 50 * np.finfo(float).eps * max(condition, n)
+        for k, results in enumerate([logps, *grads]):
+            terms = np.array([own[k] for own, _ in expected])
+            sizes = np.array([own[k] for _, own in expected])
+            if kernel == "rows" and k > 1:
+                results, terms, sizes = results[None], [terms.sum(axis=0)], [sizes.sum()]
+            for actual, desired, size in zip(results, terms, sizes, strict=True):
+                assert np.abs(actual - desired).max() <= tolerance * size
