@@ -16,42 +16,47 @@ from pytensor_mvn_rewrites.ops.gaussian import GaussianOp
 REAL_KINDS = "biuf"
 
 
-class LoweredOp(Protocol):
-    """A lowered op stands for an op, for its pullback, or for both."""
+class Family(Protocol):
+    """An op and its pullback."""
 
-    forward_op: type[GaussianOp]
-    pullback_op: type[GaussianOp]
+    @property
+    def forward_op(self) -> type[GaussianOp]: ...
+
+    @property
+    def pullback_op(self) -> type[GaussianOp]: ...
 
 
-def find_groups[Lowered: LoweredOp](
-    fgraph, lowered_ops: Iterable[type[Lowered]]
-) -> Iterator[tuple[type[Lowered], Apply | None, Apply | None]]:
-    """Yield (lowered op, forward node or None, pullback node or None), forward nodes paired first.
+def find_groups[F: Family](
+    fgraph, families: Iterable[F]
+) -> Iterator[tuple[F, Apply | None, Apply | None]]:
+    """Yield (family, forward node or None, pullback node or None), forward nodes paired first.
 
     Nodes are paired when their forward inputs are the same variables and no cycle arises.
 
     Parameters
     ----------
     fgraph : FunctionGraph
-    lowered_ops : iterable of type
-        The classes of a backend; each stands for its `forward_op` and its `pullback_op`.
+    families : iterable of Family
+        What the backend can lower.
     """
-    classes = {op: cls for cls in lowered_ops for op in (cls.forward_op, cls.pullback_op)}
-    nodes = [node for node in fgraph.toposort() if type(node.op) in classes]
+    family_of = {
+        op: family for family in families for op in (family.forward_op, family.pullback_op)
+    }
+    nodes = [node for node in fgraph.toposort() if type(node.op) in family_of]
     forwards: dict[tuple, Apply] = {}
     for node in nodes:
-        cls = classes[type(node.op)]
-        if isinstance(node.op, cls.forward_op) and is_lowerable(node):
-            forwards.setdefault((cls, node.op.param, *node.inputs), node)
+        family = family_of[type(node.op)]
+        if isinstance(node.op, family.forward_op) and is_lowerable(node):
+            forwards.setdefault((family, node.op.param, *node.inputs), node)
 
     # a merged forward node also waits for the cotangents of its pullback
     waits_for: dict[Apply, list[Variable]] = {}
     for node in nodes:
-        cls = classes[type(node.op)]
-        if isinstance(node.op, cls.forward_op) or not is_lowerable(node):
+        family = family_of[type(node.op)]
+        if isinstance(node.op, family.forward_op) or not is_lowerable(node):
             continue
-        n_forward = len(cls.forward_op.core_ndims)
-        key = (cls, node.op.param, *node.inputs[:n_forward])
+        n_forward = len(family.forward_op.core_ndims)
+        key = (family, node.op.param, *node.inputs[:n_forward])
         forward, cotangents = forwards.get(key), node.inputs[n_forward:]
         if forward in waits_for or (
             forward is not None and depends_on(cotangents, forward, waits_for)
@@ -59,11 +64,11 @@ def find_groups[Lowered: LoweredOp](
             forward = None
         if forward is not None:
             waits_for[forward] = cotangents
-        yield cls, forward, node
+        yield family, forward, node
     for node in nodes:
-        cls = classes[type(node.op)]
-        if isinstance(node.op, cls.forward_op) and node not in waits_for and is_lowerable(node):
-            yield cls, node, None
+        family = family_of[type(node.op)]
+        if isinstance(node.op, family.forward_op) and node not in waits_for and is_lowerable(node):
+            yield family, node, None
 
 
 def depends_on(variables, node: Apply, waits_for: dict[Apply, list[Variable]]) -> bool:

@@ -4,6 +4,7 @@ This module holds the rewrite and the lowered op, and does not import JAX: the i
 ``lower.jax`` loads when the rewrite finds something to lower.
 """
 
+from dataclasses import dataclass
 from functools import cached_property
 
 import pytensor
@@ -12,7 +13,7 @@ from pytensor.graph.basic import Apply
 from pytensor.graph.op import Op
 from pytensor.link.jax.linker import JAXLinker
 
-from pytensor_mvn_rewrites.lower._pairs import is_lowerable
+from pytensor_mvn_rewrites.lower._pairs import find_groups
 from pytensor_mvn_rewrites.ops import (
     InvQuadLogdet,
     InvQuadLogdetPullback,
@@ -22,49 +23,68 @@ from pytensor_mvn_rewrites.ops import (
 from pytensor_mvn_rewrites.ops.gaussian import GaussianOp
 from pytensor_mvn_rewrites.pipeline import lower
 
+
+@dataclass(frozen=True)
+class Family:
+    """An op and its pullback."""
+
+    forward_op: type[GaussianOp]
+    pullback_op: type[GaussianOp]
+
+
 #: The ops that have a JAX implementation
-REFERENCE_OPS: tuple[type[GaussianOp], ...] = (
-    MvNormalLogp,
-    MvNormalLogpPullback,
-    InvQuadLogdet,
-    InvQuadLogdetPullback,
+FAMILIES = (
+    Family(MvNormalLogp, MvNormalLogpPullback),
+    Family(InvQuadLogdet, InvQuadLogdetPullback),
 )
 
 
 class JaxGaussianOp(Op):
-    """One of `REFERENCE_OPS` in a graph that JAX will run.
+    """A Gaussian op, its pullback, or both from one factorization, in a graph that JAX will run.
 
-    Inputs and outputs are those of the reference op. Other linkers run its reference graph,
-    uncompiled.
+    Inputs are those of the last of the reference ops: the pullback's begin with those of the op
+    itself. Outputs are those of all reference ops, one after the other. Other linkers run the
+    reference graph, uncompiled.
 
     Parameters
     ----------
-    reference : type
-        The class of the op that this one stands for.
+    references : tuple of type
+        The classes of the ops that this one stands for: an op, a pullback, or an op and its
+        pullback.
     param : {"cov", "chol", "tau"}
     """
 
-    __props__ = ("reference", "param")
+    __props__ = ("references", "param")
 
-    def __init__(self, *, reference: type[GaussianOp], param: str):
-        self.reference = reference
+    def __init__(self, *, references: tuple[type[GaussianOp], ...], param: str):
+        self.references = references
         self.param = param
 
     def __str__(self):
-        return f"Jax{self.reference.__name__}{{{self.param}}}"
+        names = "+".join(reference.__name__ for reference in self.references)
+        return f"Jax{names}{{{self.param}}}"
 
-    def reference_node(self, inputs) -> Apply:
-        """The reference op, applied to `inputs`."""
-        return self.reference(param=self.param)(*inputs, return_list=True)[0].owner
+    def reference_nodes(self, inputs) -> list[Apply]:
+        """The reference ops, applied to `inputs`."""
+        return [
+            reference(param=self.param)(*inputs[: len(reference.core_ndims)], return_list=True)[
+                0
+            ].owner
+            for reference in self.references
+        ]
 
     def make_node(self, *inputs):
-        """The outputs have the types of the reference."""
-        node = self.reference_node(inputs)
-        return Apply(self, node.inputs, [out.type() for out in node.outputs])
+        """The outputs have the types of the references."""
+        nodes = self.reference_nodes(inputs)
+        return Apply(self, nodes[-1].inputs, [out.type() for node in nodes for out in node.outputs])
 
     def infer_shape(self, node, shapes):
-        """As the reference."""
-        return self.reference_node(node.inputs).op.infer_shape(node, shapes)
+        """As the references."""
+        return [
+            shape
+            for reference in self.reference_nodes(node.inputs)
+            for shape in reference.op.infer_shape(reference, shapes[: len(reference.inputs)])
+        ]
 
     @cached_property
     def _reference_functions(self) -> dict:
@@ -77,7 +97,7 @@ class JaxGaussianOp(Op):
             dummies = [type_() for type_ in key]
             self._reference_functions[key] = pytensor.function(
                 dummies,
-                self.reference_node(dummies).outputs,
+                [out for reference in self.reference_nodes(dummies) for out in reference.outputs],
                 mode=Mode(linker="py", optimizer=None),
             )
         results = self._reference_functions[key](*inputs)
@@ -87,26 +107,28 @@ class JaxGaussianOp(Op):
 
 @lower("jax")
 def lower_to_jax(fgraph):
-    """MvNormalLogp, InvQuadLogdet or a pullback -> JaxGaussianOp.
+    """MvNormalLogp, its pullback or both on the same inputs -> one JaxGaussianOp.
 
-    Each node for itself: XLA finds that a density and its pullback share a factorization, except
-    for the loop of the medium sizes, which runs once for each of them.
+    The same for InvQuadLogdet. Cost: one factorization instead of two, where XLA does not find by
+    itself what a density and its pullback share: it looks into no loop. A pair whose cotangent
+    depends on the forward outputs stays two nodes: one would be a cycle.
     """
     if not compiles_for_jax():
         return
-    nodes = [
-        node for node in fgraph.toposort() if type(node.op) in REFERENCE_OPS and is_lowerable(node)
-    ]
-    if not nodes:
+    groups = list(find_groups(fgraph, FAMILIES))
+    if not groups:
         return
     # registers the implementation
     import pytensor_mvn_rewrites.lower.jax  # noqa: F401
 
-    replacements = []
-    for node in nodes:
-        op = JaxGaussianOp(reference=type(node.op), param=node.op.param)
-        replacements += zip(node.outputs, op(*node.inputs, return_list=True), strict=True)
-    fgraph.replace_all(replacements, reason="mvn_lower_to_jax")
+    for _, *group in groups:
+        nodes = [node for node in group if node is not None]
+        op = JaxGaussianOp(
+            references=tuple(type(node.op) for node in nodes), param=nodes[0].op.param
+        )
+        old = [out for node in nodes for out in node.outputs]
+        new = op(*nodes[-1].inputs, return_list=True)
+        fgraph.replace_all(list(zip(old, new, strict=True)), reason="mvn_lower_to_jax")
 
 
 def compiles_for_jax() -> bool:

@@ -18,8 +18,10 @@ from pytensor.link.jax.dispatch import jax_funcify
 from pytensor_mvn_rewrites.lower.jax.densities import (
     inv_quad_logdet,
     inv_quad_logdet_pullback,
+    inv_quad_logdet_with_pullback,
     mvnormal_logp,
     mvnormal_logp_pullback,
+    mvnormal_logp_with_pullback,
 )
 from pytensor_mvn_rewrites.lower.jax_backend import JaxGaussianOp
 from pytensor_mvn_rewrites.ops import (
@@ -33,23 +35,27 @@ __all__ = [
     "IMPLEMENTATIONS",
     "inv_quad_logdet",
     "inv_quad_logdet_pullback",
+    "inv_quad_logdet_with_pullback",
     "mvnormal_logp",
     "mvnormal_logp_pullback",
+    "mvnormal_logp_with_pullback",
 ]
 
-#: Reference op -> function of its inputs and `param`
+#: Reference ops -> function of the inputs and `param`
 IMPLEMENTATIONS = {
-    MvNormalLogp: mvnormal_logp,
-    MvNormalLogpPullback: mvnormal_logp_pullback,
-    InvQuadLogdet: inv_quad_logdet,
-    InvQuadLogdetPullback: inv_quad_logdet_pullback,
+    (MvNormalLogp,): mvnormal_logp,
+    (MvNormalLogpPullback,): mvnormal_logp_pullback,
+    (MvNormalLogp, MvNormalLogpPullback): mvnormal_logp_with_pullback,
+    (InvQuadLogdet,): inv_quad_logdet,
+    (InvQuadLogdetPullback,): inv_quad_logdet_pullback,
+    (InvQuadLogdet, InvQuadLogdetPullback): inv_quad_logdet_with_pullback,
 }
 
 
 @jax_funcify.register(JaxGaussianOp)
 def jax_funcify_gaussian(op, node, **kwargs):
     """The implementation of a lowered op, in the dtype that PyTensor computes in."""
-    function = IMPLEMENTATIONS[op.reference]
+    function = IMPLEMENTATIONS[op.references]
     floats = [out.type.dtype for out in node.outputs if out.type.dtype != "bool"]
     # what JAX makes of float64 where its x64 mode is off
     compute = jax.dtypes.canonicalize_dtype(np.result_type(*floats))

@@ -47,37 +47,62 @@ def inv_quad_logdet(delta, matrix, *, param: str):
     )
 
 
-def mvnormal_logp_pullback(value, mu, matrix, g_logp, *, param: str):
-    """:class:`~pytensor_mvn_rewrites.ops.mvnormal.MvNormalLogpPullback`."""
+def mvnormal_logp_with_pullback(value, mu, matrix, g_logp, *, param: str):
+    """The outputs of the op, then those of its pullback."""
 
     def logp(*inputs):
-        return mvnormal_logp(*inputs, param=param)[:1]
+        outputs = mvnormal_logp(*inputs, param=param)
+        return outputs[:1], outputs
 
-    return pull_back(logp, (value, mu, matrix), (g_logp,))
+    return with_pullback(logp, (value, mu, matrix), (g_logp,))
 
 
-def inv_quad_logdet_pullback(delta, matrix, g_quad, g_half_logdet, *, param: str):
-    """:class:`~pytensor_mvn_rewrites.ops.quadlogdet.InvQuadLogdetPullback`."""
+def mvnormal_logp_pullback(*inputs, param: str):
+    """:class:`~pytensor_mvn_rewrites.ops.mvnormal.MvNormalLogpPullback`."""
+    return mvnormal_logp_with_pullback(*inputs, param=param)[2:]
+
+
+def inv_quad_logdet_with_pullback(delta, matrix, g_quad, g_half_logdet, *, param: str):
+    """The outputs of the op, then those of its pullback."""
 
     def quad_logdet(*inputs):
-        return inv_quad_logdet(*inputs, param=param)[:2]
+        outputs = inv_quad_logdet(*inputs, param=param)
+        return outputs[:2], outputs
 
-    return pull_back(quad_logdet, (delta, matrix), (g_quad, g_half_logdet))
+    return with_pullback(quad_logdet, (delta, matrix), (g_quad, g_half_logdet))
 
 
-def pull_back(function, inputs, cotangents):
-    """Gradients of the shapes of `inputs`; the cotangents broadcast against the outputs."""
+def inv_quad_logdet_pullback(*inputs, param: str):
+    """:class:`~pytensor_mvn_rewrites.ops.quadlogdet.InvQuadLogdetPullback`."""
+    return inv_quad_logdet_with_pullback(*inputs, param=param)[3:]
+
+
+def with_pullback(function, inputs, cotangents):
+    """Outputs and gradients from one evaluation.
+
+    Parameters
+    ----------
+    function : callable
+        Of `inputs`; returns the outputs that are differentiated, and all outputs.
+    inputs : tuple of array
+    cotangents : tuple of array
+        They broadcast against the outputs that are differentiated.
+
+    Returns
+    -------
+    tuple of array
+        All outputs, then gradients of the shapes of `inputs`.
+    """
 
     def broadcast(*inputs):
-        return tuple(
-            jnp.broadcast_to(out, jnp.broadcast_shapes(out.shape, g.shape))
-            for out, g in zip(function(*inputs), cotangents, strict=True)
-        )
+        differentiated, outputs = function(*inputs)
+        pairs = zip(differentiated, cotangents, strict=True)
+        shapes = [jnp.broadcast_shapes(out.shape, g.shape) for out, g in pairs]
+        return tuple(map(jnp.broadcast_to, differentiated, shapes)), outputs
 
-    outputs, vjp = jax.vjp(broadcast, *inputs)
-    return vjp(
-        tuple(jnp.broadcast_to(g, out.shape) for out, g in zip(outputs, cotangents, strict=True))
-    )
+    differentiated, vjp, outputs = jax.vjp(broadcast, *inputs, has_aux=True)
+    pairs = zip(differentiated, cotangents, strict=True)
+    return *outputs, *vjp(tuple(jnp.broadcast_to(g, out.shape) for out, g in pairs))
 
 
 def check_core_shapes(vectors, matrix) -> None:
