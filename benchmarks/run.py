@@ -22,6 +22,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from benchmarks import plots
 from benchmarks import report as reports
 from benchmarks.runner import Effort, run_scenario
 from benchmarks.scenarios import all_scenarios
@@ -87,7 +88,15 @@ def main() -> None:
                 # a run that is interrupted leaves what it has measured
                 reports.write(report, stem)
     reports.show(console, report)
-    console.print(f"Written to {stem.relative_to(Path.cwd(), walk_up=True)}.json, .md and .csv")
+    written = [
+        ".json",
+        ".md",
+        ".csv",
+        *([".svg"] if plots.save(report, stem.with_suffix(".svg")) else []),
+    ]
+    console.print(
+        f"Written to {stem.relative_to(Path.cwd(), walk_up=True)} as {', '.join(written)}"
+    )
 
 
 def progress_bar(console: Console) -> Progress:

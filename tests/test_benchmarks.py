@@ -143,6 +143,25 @@ def test_a_run_in_processes(tmp_path):
     assert {path.suffix for path in (tmp_path / "results").iterdir()} == {".json", ".md", ".csv"}
 
 
+def test_plots(tmp_path):
+    """One panel for each kind of scenario that comes in several sizes."""
+    plots = pytest.importorskip("benchmarks.plots", exc_type=ImportError)
+    report = {"machine": {"processor": "a processor", "date": "today"}, "scenarios": []}
+    assert not plots.save(report, tmp_path / "none.svg")
+    for count in (10, 100):
+        rows = [
+            {"variant": name, "evaluate": seconds * count}
+            for name, seconds in (("plugin", 2e-9), ("by hand", 3e-7), ("limit", 1e-9))
+        ]
+        facts = {"N": count, "n": 3, "param": "cov"}
+        report["scenarios"].append({"name": "oplevel:x", "facts": facts, "rows": rows})
+    assert plots.save(report, tmp_path / "plot.svg")
+    text = (tmp_path / "plot.svg").read_text(encoding="utf-8")
+    assert "N Gaussians with n = 3" in text
+    assert "divided by the C++ limit" in text
+    assert "PyMC loop" not in text
+
+
 def test_a_late_worker(tmp_path):
     with (
         Worker(tmp_path, "Imports", {}, timeout=0.01) as worker,
