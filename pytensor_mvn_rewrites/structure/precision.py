@@ -3,12 +3,21 @@
 from pytensor.graph.rewriting.basic import node_rewriter
 from pytensor.tensor.blockwise import Blockwise
 from pytensor.tensor.linalg.inverse import MatrixInverse
+from pytensor.tensor.linalg.solvers.general import Solve
 
-from pytensor_mvn_rewrites.matching import dimshuffled, matrix_view, without_leading_ones
+from pytensor_mvn_rewrites.matching import (
+    Tensor,
+    dimshuffled,
+    matrix_view,
+    scalar_constant,
+    without_leading_ones,
+)
 from pytensor_mvn_rewrites.ops import InvQuadLogdet, MvNormalLogp
 from pytensor_mvn_rewrites.pipeline import Declined, record, structure
 from pytensor_mvn_rewrites.structure._assemble import outputs_like
+from pytensor_mvn_rewrites.structure._kron import split_scale
 from pytensor_mvn_rewrites.structure._symmetry import is_symmetric
+from pytensor_mvn_rewrites.structure.diagonal import diagonal_of
 
 NOT_SYMMETRIC = (
     "the precision is not proven symmetric: declare it with "
@@ -19,36 +28,53 @@ NOT_SYMMETRIC = (
 @structure
 @node_rewriter([MvNormalLogp, InvQuadLogdet])
 def covariance_is_inverse_precision(fgraph, node):
-    r"""MvNormalLogp{cov}(x, mu, inv(T)) -> MvNormalLogp{tau}(x, mu, T), and back.
+    r"""MvNormalLogp{cov}(x, mu, c * inv(T)) -> MvNormalLogp{tau}(x, mu, T / c), and back.
 
     .. math:: d^\top (T^{-1})^{-1} d = \|L^\top d\|^2, \qquad
               \log|T^{-1}| = -2 \sum_i \log L_{ii}, \qquad T = L L^\top
 
-    The same for ``InvQuadLogdet``. Cost: an inverse, a factorization and a solve become a
-    factorization and a product. Declines unless T is proven symmetric: the dense graph reads the
-    lower triangle of the inverse, which depends on both triangles of T. Declines for
-    pseudo-inverses, whose T may be singular, and for products of inverses.
+    The same for ``InvQuadLogdet`` and for ``solve(T, eye)``. Cost: an inverse, a factorization and
+    a solve become a factorization and a product.
+
+    Declines unless T is proven symmetric: the dense graph reads the lower triangle of the inverse,
+    which depends on both triangles of T. Declines for pseudo-inverses, whose T may be singular,
+    and for sums and products of inverses.
     """
     other = {"cov": "tau", "tau": "cov"}.get(node.op.param)
     if other is None:
         return None
     *vectors, matrix = node.inputs
-    view = matrix_view(matrix)
-    match view.core.owner_op_and_inputs:
-        case (Blockwise(MatrixInverse()), inverted):
-            pass
-        case _:
-            return None
-    if inverted.type.dtype != matrix.type.dtype:
+    inverted = inverted_matrix(matrix)
+    if inverted is None or inverted.type.dtype != matrix.type.dtype:
         return None
     if not is_symmetric(fgraph, inverted):
         record(Declined("structure", "covariance_is_inverse_precision", NOT_SYMMETRIC))
         return None
-    n_batch = inverted.type.ndim - 2
-    last_two = (n_batch, n_batch + 1)
-    core_order = tuple(reversed(last_two)) if view.transposed else last_two
-    inverted = dimshuffled(inverted, (*view.batch_order, *core_order))
     outputs = type(node.op)(param=other)(
         *vectors, without_leading_ones(inverted, 2), return_list=True
     )
     return outputs_like(node, outputs)
+
+
+def inverted_matrix(matrix: Tensor) -> Tensor | None:
+    """The T of a `matrix` that is its inverse, perhaps transposed, or a scalar times that."""
+    scale, core = split_scale(matrix)
+    view = matrix_view(core)
+    match view.core.owner_op_and_inputs:
+        case (MatrixInverse() | Blockwise(MatrixInverse()), inverted):
+            pass
+        case (Solve() | Blockwise(Solve()), inverted, rhs) if is_identity(rhs):
+            pass
+        case _:
+            return None
+    n_batch = inverted.type.ndim - 2
+    last_two = (n_batch, n_batch + 1)
+    core_order = tuple(reversed(last_two)) if view.transposed else last_two
+    inverted = dimshuffled(inverted, (*view.batch_order, *core_order))
+    return inverted if scale is None else inverted / scale
+
+
+def is_identity(matrix: Tensor) -> bool:
+    """Whether all matrices of the stack are identities by construction."""
+    diag = diagonal_of(matrix)
+    return diag is not None and scalar_constant(diag) == 1

@@ -9,7 +9,6 @@ from pytensor.graph.rewriting.basic import node_rewriter
 from pytensor.scalar.basic import Mul
 from pytensor.tensor.blockwise import Blockwise
 from pytensor.tensor.elemwise import Elemwise
-from pytensor.tensor.linalg.inverse import MatrixInverse
 from pytensor.tensor.math import Dot
 
 from pytensor_mvn_rewrites.matching import (
@@ -17,7 +16,6 @@ from pytensor_mvn_rewrites.matching import (
     dimshuffled,
     is_core_diagonal,
     is_real_float,
-    matrix_view,
     without_leading_ones,
 )
 from pytensor_mvn_rewrites.ops import InvQuadLogdet, MvNormalLogp, inv_quad_logdet
@@ -29,6 +27,7 @@ from pytensor_mvn_rewrites.structure.block_diagonal import blocks_of
 from pytensor_mvn_rewrites.structure.cholesky_given import given_cholesky_factor
 from pytensor_mvn_rewrites.structure.diagonal import diagonal_of
 from pytensor_mvn_rewrites.structure.low_rank import low_rank_plus_diagonal
+from pytensor_mvn_rewrites.structure.precision import inverted_matrix
 
 
 @structure
@@ -112,10 +111,9 @@ def peel(matrix) -> tuple[list[Tensor], list[Tensor], Tensor]:
 
 def is_structured(fgraph, matrix) -> bool:
     """Whether another rule of this stage takes `matrix` apart."""
-    core = matrix_view(matrix).core
-    match core.owner_op_and_inputs:
-        case (Blockwise(MatrixInverse()), inverted):
-            return is_symmetric(fgraph, inverted)
+    inverted = inverted_matrix(matrix)
+    if inverted is not None:
+        return is_symmetric(fgraph, inverted)
     return (
         blocks_of(matrix) is not None
         or len(kron_factors(matrix)[1]) > 1

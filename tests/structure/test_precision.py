@@ -10,6 +10,7 @@ from tests.harness import (
     assert_close,
     assert_declines,
     assert_rewrites_to,
+    assert_same_numbers,
     our_ops,
     rewritten,
     spd,
@@ -56,12 +57,37 @@ def test_precision_that_is_an_inverse(rng):
     )
 
 
+FORMS = {
+    "inverse": lambda tau, c: pt.linalg.inv(tau),
+    "scaled": lambda tau, c: pt.exp(c) * pt.linalg.inv(tau),
+    "over a scale": lambda tau, c: pt.linalg.inv(tau) / pt.exp(c),
+    "solve": lambda tau, c: pt.linalg.solve(tau, pt.eye(3), b_ndim=2),
+    "solve with a constant": lambda tau, c: pt.linalg.solve(tau, np.eye(3), b_ndim=2),
+    "transpose": lambda tau, c: pt.linalg.inv(tau).mT,
+    "standard deviations": lambda tau, c: pt.outer(c + SD, c + SD) * pt.linalg.inv(tau),
+    "inverse standard deviations": lambda tau, c: pt.linalg.inv(pt.outer(c + SD, c + SD) * tau),
+}
+SD = np.array([1.0, 2.0, 0.5])
+
+
+@pytest.mark.parametrize("batch", [(), (4,)], ids=["one matrix", "batch"])
+@pytest.mark.parametrize("name", FORMS)
+def test_form(rng, name, batch):
+    d, A, c = pt.matrix("d", shape=(4, 3)), pt.tensor("A", shape=(*batch, 3, 3)), pt.scalar("c")
+    graph = list(inv_quad_logdet(d, FORMS[name](symmetric(A), c)))
+    new = rewritten(graph)
+    assert our_ops(new) == {"InvQuadLogdet{tau}": 1}
+    values = {d: rng.normal(size=(4, 3)), A: rng.normal(size=(*batch, 3, 3)), c: 0.3}
+    assert_same_numbers(graph, new, values, condition=1e2)
+
+
 def near_misses():
     d, A = pt.vector("d", shape=(3,)), pt.matrix("A", shape=(3, 3))
     tau = symmetric(A)
     return {
         "pseudo-inverse": inv_quad_logdet(d, pt.linalg.pinv(tau)),
-        "scaled inverse": inv_quad_logdet(d, 2 * pt.linalg.inv(tau)),
+        "sum with an inverse": inv_quad_logdet(d, pt.linalg.inv(tau) + 1e-6 * np.eye(3)),
+        "solution": inv_quad_logdet(d, pt.linalg.solve(tau, A @ A.T)),
         "inverse of a Cholesky factor": inv_quad_logdet(d, pt.linalg.inv(tau), "chol"),
         "not symmetric": inv_quad_logdet(d, pt.linalg.inv(A)),
         "matrix": inv_quad_logdet(d, tau),
