@@ -17,7 +17,7 @@ from pytensor_mvn_rewrites.ops import MvNormalLogp
 from pytensor_mvn_rewrites.pipeline import Fired, record, reroll
 from pytensor_mvn_rewrites.reroll._packs import holds_random_variables
 from pytensor_mvn_rewrites.reroll._signature import group_by
-from pytensor_mvn_rewrites.reroll.sums import outer_sums
+from pytensor_mvn_rewrites.reroll._terms import outer_sums
 
 
 @reroll
@@ -32,7 +32,8 @@ def join_ragged_rows(fgraph):
 
     Cost: G densities become one, and the stacks of means and matrices can be re-rolled in turn;
     each matrix is factored once, see ``structure/gathered_matrix.py``.
-    Declines when all groups have equally many rows: they make a batch, which is cheaper.
+    Declines when all groups have equally many rows: they make a batch, which is cheaper; this rule
+    runs before the others of its stage, which would take the groups that are.
     """
     if not any(isinstance(node.op, MvNormalLogp) for node in fgraph.apply_nodes):
         return

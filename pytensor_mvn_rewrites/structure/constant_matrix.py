@@ -1,0 +1,105 @@
+"""Constant covariances: factored, and constant data whitened, when the graph is compiled."""
+
+import numpy as np
+import pytensor.tensor as pt
+import scipy.linalg
+from pytensor.graph.rewriting.basic import node_rewriter
+from pytensor.scalar.basic import Mul
+from pytensor.tensor.elemwise import Elemwise
+
+from pytensor_mvn_rewrites.matching import Tensor, constant_value
+from pytensor_mvn_rewrites.ops import InvQuadLogdet, MvNormalLogp
+from pytensor_mvn_rewrites.pipeline import structure
+from pytensor_mvn_rewrites.structure._assemble import from_parts, outputs_like, split_inputs
+from pytensor_mvn_rewrites.structure._rowwise import NotRowwise, linear_in_rows, with_other_rows
+
+
+@structure
+@node_rewriter([MvNormalLogp, InvQuadLogdet])
+def constant_matrix_is_factored(fgraph, node):
+    r"""MvNormalLogp{cov}(x, mu, s * S), S constant -> MvNormalLogp{chol}(x, mu, sqrt(s) * chol(S)).
+
+    .. math:: \mathrm{chol}(s \Sigma) = \sqrt s\, \mathrm{chol}(\Sigma)
+
+    The same for ``InvQuadLogdet``, with or without scales s, one for each matrix. Cost:
+    :math:`O(n^3) \to O(n^2)` in each evaluation. A scale that is negative makes the Cholesky factor
+    NaN, one that is zero makes its diagonal zero: not positive definite, as before.
+    Declines when a constant matrix has no Cholesky factorization.
+    """
+    if node.op.param != "cov":
+        return None
+    *vectors, cov = node.inputs
+    constants, scales = constant_and_scales(cov)
+    if constants is None:
+        return None
+    try:
+        chol: Tensor = pt.constant(np.linalg.cholesky(constants).astype(cov.type.dtype))
+    except np.linalg.LinAlgError:
+        return None
+    if not np.isfinite(chol.data).all():
+        return None
+    for scale in scales:
+        chol = pt.sqrt(scale) * chol
+    if chol.type.dtype != cov.type.dtype:
+        return None
+    return outputs_like(node, type(node.op)(param="chol")(*vectors, chol, return_list=True))
+
+
+def constant_and_scales(matrix: Tensor) -> tuple[np.ndarray | None, list[Tensor]]:
+    """`matrix` as constant matrices times numbers, or (None, []).
+
+    The constant comes in double precision and without leading dimensions of length 1.
+    """
+    scales: list[Tensor] = []
+    match matrix.owner_op_and_inputs:
+        case (Elemwise(scalar_op=Mul()), *inputs):
+            scales = [inp for inp in inputs if all(inp.type.broadcastable[-2:])]
+            matrices = [inp for inp in inputs if inp not in scales]
+        case _:
+            matrices = [matrix]
+    data = constant_value(matrices[0]) if len(matrices) == 1 else None
+    if data is None:
+        return None, []
+    data = np.asarray(data, dtype="float64")
+    while data.ndim > 2 and len(data) == 1:
+        [data] = data
+    return data, scales
+
+
+@structure
+@node_rewriter([MvNormalLogp, InvQuadLogdet])
+def constant_vector_is_whitened(fgraph, node):
+    r"""InvQuadLogdet{chol}(y - X @ b, s * L), y, X, L constant -> sum((T_y - T_X @ b)**2) / s**2.
+
+    .. math:: \|L^{-1}(y - X b)\| = \|T_y - T_X b\|, \qquad L^{-1} [X, y] = Q T
+
+    with or without scales s, for any difference to the mean whose entries are linear in those of
+    constant vectors. Where there are fewer of these vectors than entries, QR leaves as many
+    entries as vectors; else Q is the identity. Cost: :math:`O(n^2) \to` that of the mean, or less.
+    Declines for a batch of matrices and when the difference is not linear in constant vectors.
+    """
+    delta, chol = split_inputs(node)
+    factor, scales = constant_and_scales(chol)
+    if node.op.param != "chol" or factor is None or factor.ndim != 2:
+        return None
+    n, axis = len(factor), delta.type.ndim - 1
+    diagonal = np.diagonal(factor)
+    if delta.type.shape[axis] != n or not (diagonal > 0).all():
+        return None
+    try:
+        columns, indices = linear_in_rows(delta, axis, n)
+    except NotRowwise:
+        return None
+    if indices.size or not np.isfinite(columns).all():
+        return None
+    whitened = scipy.linalg.solve_triangular(np.tril(factor), columns, lower=True)
+    if n > columns.shape[1]:
+        whitened = np.linalg.qr(whitened, mode="r")
+    quaddist = (with_other_rows(delta, axis, columns, whitened, []) ** 2).sum(axis=-1)
+    half_logdet = pt.constant(np.log(diagonal).sum(), dtype=delta.type.dtype)
+    posdef = pt.constant(np.True_)
+    for scale in [scale[..., 0, 0] for scale in scales]:
+        quaddist = quaddist / scale**2
+        half_logdet = half_logdet + n * pt.log(scale)
+        posdef = posdef & (scale > 0)
+    return from_parts(node, quaddist, half_logdet, posdef)

@@ -1,0 +1,126 @@
+import numpy as np
+import pytensor.tensor as pt
+import pytest
+
+from pytensor_mvn_rewrites.ops import inv_quad_logdet, mvnormal_logp
+from tests.harness import (
+    assert_declines,
+    assert_rewrites_to,
+    assert_same_numbers,
+    evaluate,
+    our_ops,
+    rewritten,
+    spd,
+)
+
+G, R, N = 3, 7, 2
+INDEX = np.array([2, 0, 0, 1, 2, 2, 0])
+
+
+def symbols():
+    """Rows, a mean, and one matrix for each group, symmetric only where the rows are."""
+    x, mu = pt.matrix("x", shape=(R, N)), pt.vector("mu", shape=(N,))
+    return x, mu, pt.tensor3("S", shape=(G, N, N))
+
+
+def values(rng, *variables):
+    x, mu, S = variables
+    return {x: rng.normal(size=(R, N)), mu: rng.normal(size=N), S: spd(rng, G, n=N)}
+
+
+def test_gather_of_covariances(rng):
+    x, mu, S = symbols()
+    chol = pt.linalg.cholesky(S, lower=True)
+    assert_rewrites_to(
+        list(mvnormal_logp(x, mu, S[INDEX])),
+        list(mvnormal_logp(x, mu, chol[INDEX], "chol")),
+        values(rng, x, mu, S),
+        condition=10,
+    )
+
+
+def test_quad_logdet(rng):
+    x, mu, S = symbols()
+    chol = pt.linalg.cholesky(S, lower=True)
+    assert_rewrites_to(
+        list(inv_quad_logdet(x - mu, S[INDEX])),
+        list(inv_quad_logdet(x - mu, chol[INDEX], "chol")),
+        values(rng, x, mu, S),
+        condition=10,
+    )
+
+
+SURFACE_FORMS = {
+    "index of the data": lambda S, i: S[i],
+    "scaled below the gather": lambda S, i: (2.0 * S)[i],
+    "scaled above the gather": lambda S, i: 2.0 * S[i],
+    "sum of two gathers": lambda S, i: S[i] + (S * S)[i],
+    "product of gathered factors": lambda S, i: pt.tril(S)[i] @ pt.tril(S)[i].mT,
+    "stack of a list": lambda S, i: pt.stack([S[0], S[2], pt.exp(0.1) * S[1]])[i],
+}
+
+
+@pytest.mark.parametrize("name", SURFACE_FORMS)
+def test_surface_forms(rng, name):
+    x, mu, S = symbols()
+    index = pt.lvector("index", shape=(R,))
+    given = {**values(rng, x, mu, S), index: INDEX}
+    graph = list(mvnormal_logp(x, mu, SURFACE_FORMS[name](S, index)))
+    new = rewritten(graph)
+    assert our_ops(new) == {"MvNormalLogp{chol}": 1}
+    assert_same_numbers(graph, new, given, condition=1e2)
+
+
+def test_number_of_rows_that_is_not_known(rng):
+    x, S, index = pt.matrix("x"), pt.tensor3("S", shape=(G, N, N)), pt.lvector("index")
+    graph = list(mvnormal_logp(x, np.zeros(N), S[index]))
+    new = rewritten(graph)
+    assert our_ops(new) == {"MvNormalLogp{chol}": 1}
+    for rows in (1, R):
+        given = {x: rng.normal(size=(rows, N)), S: spd(rng, G, n=N), index: INDEX[:rows]}
+        assert_same_numbers(graph, new, given, condition=10)
+
+
+def test_groups_without_rows_do_not_matter(rng):
+    """Their matrix need not even be positive definite."""
+    x, mu, S = symbols()
+    given = values(rng, x, mu, S)
+    given[S][1] = -np.eye(N)
+    index = np.where(INDEX == 1, 0, INDEX)
+    graph = list(mvnormal_logp(x, mu, S[index]))
+    new = rewritten(graph)
+    assert our_ops(new) == {"MvNormalLogp{chol}": 1}
+    logp, posdef = evaluate(new, given)
+    assert np.isfinite(logp).all()
+    assert posdef.all()
+    assert_same_numbers(graph, new, given, wrt=[x, mu], condition=10)
+
+
+def test_rows_of_a_bad_matrix_are_alone(rng):
+    x, mu, S = symbols()
+    given = values(rng, x, mu, S)
+    given[S][1] = -np.eye(N)
+    graph = list(mvnormal_logp(x, mu, S[INDEX]))
+    for result in (evaluate(graph, given), evaluate(rewritten(graph), given)):
+        np.testing.assert_array_equal(np.isnan(result[0]), INDEX == 1)
+        np.testing.assert_array_equal(result[1], INDEX != 1)
+
+
+def near_misses():
+    x, mu, S = symbols()
+    index = pt.lvector("index", shape=(R,))
+    other = pt.lvector("other", shape=(R,))
+    chol = pt.linalg.cholesky(S)
+    return {
+        "a matrix for each row": mvnormal_logp(x, mu, pt.tensor3("T", shape=(R, N, N))),
+        "no more rows than matrices": mvnormal_logp(x[:G], mu, S[index[:G]]),
+        "two indices": mvnormal_logp(x, mu, S[index] + S[other]),
+        "entries are gathered": mvnormal_logp(x[:G], mu, S[:, [1, 0]]),
+        "a gathered Cholesky factor": mvnormal_logp(x, mu, chol[index], "chol"),
+        "precision": mvnormal_logp(x, mu, S[index], "tau"),
+    }
+
+
+@pytest.mark.parametrize("name", near_misses())
+def test_near_miss(name):
+    assert_declines(near_misses()[name])
