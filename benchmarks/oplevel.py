@@ -48,7 +48,6 @@ def variants(count: int, n: int, param: str) -> Iterator[Variant]:
     yield variant("by hand", "PyTensorDensity", plugin=False)
     yield variant("reference graph", "PyTensorDensity", plugin=True, skip="lower")
     yield variant("plugin, JAX", "PyTensorDensity", plugin=True, mode="JAX")
-    yield variant("by hand, JAX", "PyTensorDensity", plugin=False, mode="JAX")
     yield variant("NumPyro", "NumPyroDensity")
     # the limit is about many small matrices, those with a factor very small
     if n <= (12 if param == "chol" else 64):
