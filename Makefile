@@ -1,7 +1,7 @@
 # make demo    the loop model and the iris model, rewritten and not, on this machine
 # make test    all tests and the examples of the docstrings
 # make lint    ruff and mypy
-# make bench   the benchmark at small sizes; `make bench BENCH_ARGS=` runs all sizes
+# make bench   the benchmark in short; `make bench BENCH_ARGS=` runs all of it
 #
 # Each target creates .venv with what it needs; all that must be there is Python >= 3.12, found
 # as python3, python3.12, python3.13, python3.14 or named by `make test PYTHON=/path/to/python`.

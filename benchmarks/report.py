@@ -83,6 +83,8 @@ COLUMNS = {
     "cold_compile": ("first gradient, cold", seconds),
     "compile": ("first gradient, warm", seconds),
     "evaluate": ("evaluate", seconds),
+    "speedup": ("faster than the reference", "{:.3g}x".format),
+    "of_limit": ("time / limit", "{:.3g}".format),
     "memory": ("memory of an evaluation", megabytes),
     "logp_difference": ("difference: logp", "{:.0e}".format),
     "gradient_difference": ("gradient", "{:.0e}".format),
@@ -119,7 +121,11 @@ def results_table(scenarios: list[dict]) -> tuple[list[str], list[list[str]]]:
 
 def legend(scenarios: list[dict]) -> list[str]:
     """What the names of the scenarios stand for."""
-    return [f"{scenario['name'].split(':')[1]}: {scenario['title']}" for scenario in scenarios]
+    return [
+        f"{scenario['name'].split(':')[1]}: {scenario['title']}"
+        + (f"; the reference is '{scenario['reference']}'" if scenario["reference"] else "")
+        for scenario in scenarios
+    ]
 
 
 def bars_table(scenarios: list[dict]) -> tuple[list[str], list[list[str]]]:

@@ -1,7 +1,7 @@
 """Run the benchmark.
 
-    python -m benchmarks.run --short                        # some minutes
-    python -m benchmarks.run                                # everything, an hour or two
+    python -m benchmarks.run --short                        # a quarter of an hour
+    python -m benchmarks.run                                # everything, some hours
     python -m benchmarks.run --only groups:lkj_100          # one scenario
     python -m benchmarks.run --only 'structures:*' --warm 3
     python -m benchmarks.run --list
@@ -25,7 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from benchmarks import plots
 from benchmarks import report as reports
 from benchmarks.runner import Effort, run_scenario
-from benchmarks.scenarios import all_scenarios
+from benchmarks.scenarios import SHORT, all_scenarios
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -38,8 +38,8 @@ def arguments() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--short", action="store_true", help="small sizes, one cold and one warm run")
-    add("--only", nargs="+", default=["*"], metavar="NAME", help="names or patterns of scenarios")
+    add("--short", action="store_true", help="some scenarios, one cold and one warm run each")
+    add("--only", nargs="+", metavar="NAME", help="these scenarios; shell-style patterns")
     add("--list", action="store_true", help="show the names of the scenarios and stop")
     add("--warm", type=int, help="warm runs of each variant; 0: none, evaluate in the cold one")
     add("--rounds", type=int, default=15, help="rounds of evaluations")
@@ -54,12 +54,13 @@ def main() -> None:
     options = arguments()
     console = Console()
     console.width = max(console.width, 120)
-    scenarios = list(all_scenarios("short" if options.short else "full", options.only))
+    names = options.only or (SHORT if options.short else ["*"])
+    scenarios = list(all_scenarios("short" if options.short else "full", names))
     if options.list or not scenarios:
         for scenario in scenarios or all_scenarios("full"):
             console.print(f"{scenario.name:35} {scenario.title}", highlight=False)
         if not scenarios:
-            raise SystemExit(f"no scenario is called {' or '.join(options.only)}; there are these")
+            raise SystemExit(f"no scenario is called {' or '.join(names)}; there are these")
         return
 
     report: dict = {"machine": reports.machine(), "clock": options.clock, "scenarios": []}

@@ -1,5 +1,6 @@
 """Run a scenario: every variant in processes of its own, evaluations in interleaved rounds."""
 
+import re
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -101,6 +102,7 @@ def run_scenario(
     return {
         "name": scenario.name,
         "title": scenario.title,
+        "reference": scenario.reference,
         "facts": scenario.facts,
         "rows": [measured.row() for measured in found.values()],
         "bars": [judged(bar, found) for bar in bars],
@@ -110,7 +112,9 @@ def run_scenario(
 def prepare(scenario: Scenario, measured: Measured, effort: Effort, last: bool) -> Worker | None:
     """Prepare a variant in a fresh process; return the process if its evaluations are to come."""
     variant = measured.variant
-    cache = effort.caches / (variant.cache or f"{scenario.name}-{variant.label}".replace(":", "-"))
+    name = variant.cache or f"{scenario.name}-{variant.label}"
+    # it becomes part of PYTENSOR_FLAGS, where a comma would end it
+    cache = effort.caches / re.sub(r"\W+", "-", name)
     cold = not cache.exists()
     worker = Worker(cache, variant.contestant, variant.arguments, effort.timeout)
     try:
@@ -148,7 +152,13 @@ def evaluate(found: dict[str, Measured], workers, effort: Effort, say) -> None:
 
 
 def finish(scenario: Scenario, found: dict[str, Measured], workers, scratch: Path) -> None:
-    """Measure memory, and compare the numbers with those of the reference."""
+    """Measure memory, and compare times and numbers with those of the reference."""
+    for measured in found.values():
+        own = measured.quantities.get("evaluate", [])
+        if scenario.reference != measured.variant.label:
+            measured.add(speedup=ratio(numbers_of((scenario.reference, "evaluate"), found), own))
+        if measured.variant.label != "limit":
+            measured.add(of_limit=ratio(own, numbers_of(("limit", "evaluate"), found)))
     if scenario.memory:
         for label, worker in workers.items():
             found[label].add(memory=worker.ask("memory"))
@@ -196,7 +206,7 @@ def numbers_of(which: tuple[str, str] | None, found: dict[str, Measured]) -> lis
     if label == "*":
         medians = [m.row()[quantity] for m in found.values() if quantity in m.quantities]
         return [max(medians)] if medians else []
-    return found[label].quantities.get(quantity, [])
+    return found[label].quantities.get(quantity, []) if label in found else []
 
 
 def ratio(over: list[float] | None, under: list[float] | None) -> float | None:

@@ -12,7 +12,18 @@ from importlib import import_module
 #: Modules of this package that have scenarios, in the order in which they run
 MODULES = ("oplevel", "loops", "groups", "structures")
 
-SIZES = ("full", "short", "tiny")
+#: The scenarios of a short run
+SHORT = (
+    "oplevel:cov_5000_3",
+    "oplevel:cov_1000_10",
+    "loops:thread_10",
+    "loops:thread_100",
+    "loops:import",
+    "groups:forum_answer",
+    "groups:gathered",
+    "structures:kronecker",
+    "structures:low_rank",
+)
 
 
 @dataclass(frozen=True)

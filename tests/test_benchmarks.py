@@ -15,7 +15,7 @@ from benchmarks.contestants import (
 )
 from benchmarks.measure import Worker, WorkerError
 from benchmarks.runner import Effort, Measured, differences, judged, run_scenario
-from benchmarks.scenarios import Bar, Scenario, Variant, agreement, all_scenarios
+from benchmarks.scenarios import SHORT, Bar, Scenario, Variant, agreement, all_scenarios
 from pytensor_mvn_rewrites import disable, enable
 from tests.harness import PIPELINE_MODE
 
@@ -100,7 +100,9 @@ def test_limit_agrees(param, n, tmp_path):
 def test_names_and_bars(size):
     """Names are unique; bars and references name variants that are there."""
     scenarios = list(all_scenarios(size))
-    assert len({scenario.name for scenario in scenarios}) == len(scenarios)
+    names = {scenario.name for scenario in scenarios}
+    assert len(names) == len(scenarios)
+    assert size != "short" or names >= set(SHORT)
     for scenario in scenarios:
         labels = [variant.label for variant in scenario.variants]
         assert len(set(labels)) == len(labels)
@@ -124,10 +126,17 @@ def test_a_run_in_processes(tmp_path):
         "imports:both",
         "two imports",
         (
-            Variant("imports", "Imports", {}, timed=False),
-            Variant("broken", "PyMCModel", {"model": "models.none", "arguments": {}, "plugin": 0}),
+            Variant("imports", "Imports", {}, timed=False, once=True),
+            Variant(
+                "broken, with a comma",
+                "PyMCModel",
+                {"model": "models.none", "arguments": {}, "plugin": 0},
+            ),
         ),
-        (Bar("an hour", ("imports", "plugin"), at_most=3600), Bar("", ("broken", "build"))),
+        (
+            Bar("an hour", ("imports", "plugin"), at_most=3600),
+            Bar("", ("broken, with a comma", "build")),
+        ),
     )
     result = run_scenario(scenario, Effort(tmp_path / "caches"), tmp_path, lambda what: None)
     imports, broken = result["rows"]
@@ -139,8 +148,31 @@ def test_a_run_in_processes(tmp_path):
     report.write(found, tmp_path / "results" / "report")
     text = (tmp_path / "results" / "report.md").read_text(encoding="utf-8")
     assert "| both | an hour |" in text
-    assert "broken (failed)" in text
+    assert "broken, with a comma (failed)" in text
     assert {path.suffix for path in (tmp_path / "results").iterdir()} == {".json", ".md", ".csv"}
+
+
+def test_times_are_compared_with_reference_and_limit(tmp_path):
+    """Contestants of milliseconds, in processes that compile nothing."""
+    size = {"count": 9, "n": 3, "param": "cov"}
+    variants = [Variant(name, "NumPyroDensity", size, once=True) for name in ("limit", "by hand")]
+    pytest.importorskip("numpyro")
+    scenario = Scenario("a:b", "two times the same", tuple(variants), (), reference="by hand")
+    effort = Effort(tmp_path / "caches", rounds=2, clock="cpu")
+    result = run_scenario(scenario, effort, tmp_path, lambda what: None)
+    limit, by_hand = result["rows"]
+    assert limit["speedup"] == pytest.approx(by_hand["of_limit"])
+    assert limit["logp_difference"] == limit["gradient_difference"] == 0
+    assert "speedup" not in by_hand
+    assert all(bar["holds"] for bar in result["bars"])
+    headings, rows = report.results_table([result])
+    assert headings[-4:] == [
+        "faster than the reference",
+        "time / limit",
+        "difference: logp",
+        "gradient",
+    ]
+    assert [row[:2] for row in rows] == [["b", "limit"], ["", "by hand"]]
 
 
 def test_plots(tmp_path):
