@@ -42,7 +42,8 @@ class Explanation:
         for title, events in (("fired", self.fired), ("declined", self.declined)):
             lines.append(f"{title}:" if events else f"{title}: nothing")
             for (stage, rule, detail), count in events.items():
-                times = f" (x{count})" if count > 1 else ""
+                # what is declined once is declined again in each pass over the graph
+                times = f" (x{count})" if count > 1 and title == "fired" else ""
                 lines.append(f"  {stage:<10} {rule}{': ' if detail else ''}{detail}{times}")
         return "\n".join(lines)
 

@@ -17,7 +17,8 @@ Stages 1 to 3 must sit inside these two databases: PyMC's pre-gradient pass runs
 
 This is the only file that touches the databases of PyTensor and PyMC. Rule files register their
 rewrites with the decorators :data:`recognize`, :data:`structure` and :func:`lower`; the order of
-the rules inside a stage does not matter.
+the node rewriters inside a stage does not matter. Whole-graph rules run in the order in which they
+are registered: those of stage 3, which make ragged densities alike, before those of stage 1.
 """
 
 import warnings

@@ -113,8 +113,10 @@ class Rows:
         if matrix.type.ndim == 3 and matrix.type.shape[0] != 1:
             found = gathered(matrix)
             index = None if found is None else constant_value(found.rows)
-            if found is None or index is None or index.shape != (n_rows,):
+            if found is None:
                 raise NotRowwise("each row has a covariance of its own")
+            if index is None or index.shape != (n_rows,):
+                raise NotRowwise("the covariance of each row depends on data or parameters")
             present, groups = np.unique(index, return_inverse=True)
             matrix = found.batch
             if not np.array_equal(present, np.arange(matrix.type.shape[0] or -1)):
