@@ -159,5 +159,6 @@ def test_choice_of_lanes():
     """Rows side by side where they are many, matrices where rows are few."""
     assert lanes_are_rows.py_func(1, 2000)
     assert lanes_are_rows.py_func(50, 2000)
-    assert lanes_are_rows.py_func(3, 5)
+    assert lanes_are_rows.py_func(1, 5)
+    assert not lanes_are_rows.py_func(3, 5)
     assert not lanes_are_rows.py_func(1000, 5)
