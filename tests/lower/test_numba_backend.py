@@ -253,6 +253,7 @@ def op_outputs(op):
         (inv_quad_logdet, "chol", 20),
         (mvnormal_logp, "tau", 20),
         (mvnormal_logp, "cov", 60),
+        (mvnormal_logp, "cov", 129),
     ],
 )
 def test_core_sizes(build, param, n):
@@ -267,6 +268,21 @@ def test_core_sizes(build, param, n):
         assert_agree(functions, inputs)
         for bad, before in zip(functions[0](*inputs), good, strict=True):
             assert_array_equal(np.delete(bad, 1, axis=0), np.delete(before, 1, axis=0))
+
+
+@pytest.mark.parametrize("n", [13, 48])
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_few_medium_matrices(n, batch):
+    """They are done one after the other: lanes would mostly be empty."""
+    functions = compiled(mvnormal_logp, "cov", batched(mvnormal_logp, None, n))
+    inputs = random_inputs(mvnormal_logp, "cov", batched(mvnormal_logp, batch, n))
+    assert_agree(functions, inputs)
+    one = [x[0] for x in inputs]
+    shapes = ((n,), (n,), (n, n))
+    for a, d in zip(
+        compiled(mvnormal_logp, "cov", shapes)[0](*one), functions[0](*inputs), strict=True
+    ):
+        assert_allclose(a, d[0], rtol=1e-11, atol=1e-12)
 
 
 @pytest.mark.parametrize("n", [0, 1, 20, 60])

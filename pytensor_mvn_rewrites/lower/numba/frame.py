@@ -19,7 +19,12 @@ from pytensor_mvn_rewrites.lower.numba.jit import (
     call_kernel,
     compile_source,
 )
-from pytensor_mvn_rewrites.lower.numba.lanes import LANES_MAX_N, STRAIGHT_MAX_N, LanesSpec
+from pytensor_mvn_rewrites.lower.numba.lanes import (
+    LANES_MAX_N,
+    LANES_MIN_M,
+    STRAIGHT_MAX_N,
+    LanesSpec,
+)
 from pytensor_mvn_rewrites.lower.numba.rows import RowsSpec
 from pytensor_mvn_rewrites.lower.numba.threads import threads_name
 from pytensor_mvn_rewrites.lower.numba_backend import (
@@ -125,6 +130,8 @@ class KernelSpec:
             return None
         if "R" in self.layout.joint:
             return self._rows_kernel(self.n)
+        if self.n > STRAIGHT_MAX_N and "M" not in self.layout.joint:
+            return None
         wants = (name in self.wanted for name in ("dmu", "dmatrix"))
         wants_value = not self.wanted.isdisjoint({"dvalue", "ddelta"})
         n = self.n if self.n <= STRAIGHT_MAX_N else 0
@@ -206,11 +213,18 @@ def call_lines(spec: KernelSpec):
     codes = int(spec.is_logp), int(is_checked), PARAM_CODES[spec.param]
     header = f"(n_r, n_m, n, {', '.join(map(str, codes))})"
     arguments = f'"{axes}", {header}, ({", ".join(map(str, places.values()))})'
+    n = spec.n
+    one_by_one = "large" if n is not None and n >= LAPACK_MIN_N else "small"
     if spec.kernel_name is not None:
-        yield f'call_kernel("{spec.kernel_name}", {arguments})'
-    elif spec.n is not None:
-        kernel = "large" if spec.n >= LAPACK_MIN_N else "small"
-        yield f'call_kernel("{kernel}", {arguments})'
+        if n is not None and n > STRAIGHT_MAX_N:
+            yield f"if n_m < {LANES_MIN_M}:"
+            yield f'    call_kernel("{one_by_one}", {arguments})'
+            yield "else:"
+            yield f'    call_kernel("{spec.kernel_name}", {arguments})'
+        else:
+            yield f'call_kernel("{spec.kernel_name}", {arguments})'
+    elif n is not None:
+        yield f'call_kernel("{one_by_one}", {arguments})'
     else:
         yield f"if n < {LAPACK_MIN_N}:"
         yield f'    call_kernel("small", {arguments})'

@@ -24,7 +24,8 @@ from pytensor_mvn_rewrites.lower.numba.single import (
 )
 from pytensor_mvn_rewrites.lower.numba.vectors import load, store, store_bool
 
-#: Core size from which LAPACK's blocked routines are faster than plain loops
+#: Core size from which LAPACK's blocked routines are faster than plain loops. Measured for one
+#: matrix with all gradients: 21 us by both at n = 48, 108 and 97 us at 100, 8.1 and 5.4 ms at 500
 LAPACK_MIN_N = 48
 
 HALF_LOG_2PI = 0.9189385332046727
