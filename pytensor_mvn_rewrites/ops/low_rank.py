@@ -32,9 +32,11 @@ def factorize(factor, diag):
     return root, Q[..., :n, :], Q[..., n:, :], pt.abs(pt.diagonal(R, axis1=-2, axis2=-1))
 
 
-def times(matrix, vector):
-    """Matrix times vector, for each of a batch."""
-    return (matrix @ vector[..., None])[..., 0]
+def times(matrix, vectors):
+    """Matrix times vector, for each of a batch; one product for the rows that share a matrix."""
+    if matrix.type.ndim == 2:
+        return vectors @ matrix.T
+    return (matrix @ vectors[..., None])[..., 0]
 
 
 class LowRankQuadLogdet(GaussianOp):

@@ -25,6 +25,7 @@ from pytensor_mvn_rewrites.matching import (
     without_leading_ones,
 )
 from pytensor_mvn_rewrites.ops import InvQuadLogdet, MvNormalLogp, low_rank_quad_logdet
+from pytensor_mvn_rewrites.ops.low_rank import times
 from pytensor_mvn_rewrites.pipeline import Declined, record, structure
 from pytensor_mvn_rewrites.structure._assemble import from_parts, split_inputs
 from pytensor_mvn_rewrites.structure._symmetry import dot_chain, is_transpose
@@ -87,7 +88,7 @@ def matrix_is_low_rank_plus_diagonal(fgraph, node):
         return None
     quaddist, half_logdet, posdef = low_rank_quad_logdet(delta, factor, diag)
     if node.op.param == "tau":
-        projected = (delta[..., None, :] @ factor)[..., 0, :]
+        projected = times(factor.mT, delta)
         quaddist = (projected**2).sum(axis=-1) + (delta**2 * diag).sum(axis=-1)
         # as in the dense graph, no number where there is no factorization
         return from_parts(node, quaddist + 0 * half_logdet, -half_logdet, posdef)
