@@ -13,6 +13,7 @@ from pytensor.tensor.math import Dot
 
 from pytensor_mvn_rewrites.matching import (
     Tensor,
+    constant_value,
     dimshuffled,
     is_core_diagonal,
     is_real_float,
@@ -26,6 +27,7 @@ from pytensor_mvn_rewrites.structure._symmetry import is_symmetric, is_transpose
 from pytensor_mvn_rewrites.structure.block_diagonal import blocks_of
 from pytensor_mvn_rewrites.structure.cholesky_given import given_cholesky_factor
 from pytensor_mvn_rewrites.structure.diagonal import diagonal_of
+from pytensor_mvn_rewrites.structure.kronecker_noise import split_noise
 from pytensor_mvn_rewrites.structure.low_rank import low_rank_plus_diagonal
 from pytensor_mvn_rewrites.structure.precision import inverted_matrix
 
@@ -114,9 +116,12 @@ def is_structured(fgraph, matrix) -> bool:
     inverted = inverted_matrix(matrix)
     if inverted is not None:
         return is_symmetric(fgraph, inverted)
+    noisy = split_noise(matrix)
+    product = matrix if noisy is None else noisy[1]
     return (
-        blocks_of(matrix) is not None
-        or len(kron_factors(matrix)[1]) > 1
+        constant_value(matrix) is not None
+        or blocks_of(matrix) is not None
+        or len(kron_factors(product)[1]) > 1
         or given_cholesky_factor(fgraph, matrix) is not None
         or low_rank_plus_diagonal(fgraph, matrix) is not None
     )

@@ -101,6 +101,22 @@ def test_bad_scale(bad, param):
         assert not posdef
 
 
+CORRELATIONS = {
+    "constant": (np.eye(N) + 0.3, "InvQuadLogdet{chol}"),
+    "Kronecker plus noise": (R + 0.5 * np.eye(N), "NoisyKroneckerQuadLogdet{2}"),
+    "inverse": (pt.linalg.inv(symmetric(S)), "InvQuadLogdet{tau}"),
+}
+
+
+@pytest.mark.parametrize("name", CORRELATIONS)
+def test_correlation(rng, name):
+    correlation, op = CORRELATIONS[name]
+    graph = list(inv_quad_logdet(delta, pt.outer(s, s) * correlation))
+    new = rewritten(graph)
+    assert our_ops(new) == {op: 1}
+    assert_same_numbers(graph, new, values_of(graph) | {S: spd(rng, n=N)}, condition=1e2)
+
+
 def near_misses():
     return {
         "a correlation matrix without structure": inv_quad_logdet(delta, pt.outer(s, s) * S),
