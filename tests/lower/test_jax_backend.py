@@ -25,7 +25,7 @@ import jax.numpy as jnp  # noqa: E402
 
 BUILDERS = {"logp": mvnormal_logp, "quad": inv_quad_logdet}
 #: One size for each form, and the sizes at the edges
-SIZES = {"unrolled": 3, "sweep": 8, "lapack": 14}
+SIZES = {"unrolled": 3, "sweep": 8, "lapack": 18}
 
 
 def lowered_nodes(function):
@@ -230,8 +230,11 @@ def test_scales(rng, param, n, scale):
     power = {"cov": 2, "chol": 1, "tau": -2}[param]
     inputs = [value * scale, mu * scale, matrix * scale**power, g]
     lowered, reference = compiled("logp", param, batched("logp", None, n))
+    # LAPACK under XLA flushes subnormal numbers to zero: 2e-308 of the products, which are 1e-300
+    flushed = n == SIZES["lapack"] and matrix.max() * scale**power < 1e-290
+    rtol = 1e-6 if flushed else 1e-11
     for a, d in zip(lowered(*inputs), reference(*inputs), strict=True):
-        assert_allclose(a, d, rtol=1e-11, atol=1e-12 * np.abs(d).max(initial=0))
+        assert_allclose(a, d, rtol=rtol, atol=0.1 * rtol * np.abs(d).max(initial=0))
 
 
 def jax_function(param, n, batch=4):
@@ -375,7 +378,7 @@ class TestRewrite:
         assert len(lowered_nodes(f)) == 1
         arrays = [np.zeros(shape) for shape in batched("logp", 4, n)]
         text = f.vm.jit_fn.lower(*arrays).compile().as_text()
-        call, factorizations = {3: (" log(", 3), 8: (" while(", 1), 14: ("potrf", 1)}[n]
+        call, factorizations = {3: (" log(", 3), 8: (" while(", 1), 18: ("potrf", 1)}[n]
         assert text.count(call) == factorizations
 
     def test_cotangent_of_its_own_density(self, rng):
@@ -524,6 +527,17 @@ np.testing.assert_allclose(together[0], alone[0], rtol=1e-12)
 np.testing.assert_allclose(together[1][0], alone[1][0], rtol=1e-12)
 np.testing.assert_allclose(together[1][1], alone[1][1], rtol=1e-12)
 assert together[1][1].sharding.is_equivalent_to(by_batch, 2)
+
+# the same with PyTensor's gradient: density and pullback are one op
+mu_value = model.rvs_to_values[model["mu"]]
+f = pytensor.function(model.value_vars, [model.logp(), pt.grad(model.logp(), mu_value)], mode="JAX")
+assert sum(type(node.op) is JaxGaussianOp for node in f.maker.fgraph.apply_nodes) == 1
+assert [var.name for var in f.get_shared()] == list(shared)
+logp, d_mu = f.vm.jit_fn(log_scale, *sharded)
+np.testing.assert_allclose(logp, alone[0], rtol=1e-12)
+np.testing.assert_allclose(d_mu, alone[1][1], rtol=1e-12)
+assert d_mu.sharding.is_equivalent_to(by_batch, 2)
+
 text = value_and_grad.lower(log_scale, *sharded).compile().as_text()
 print(sorted(set(re.findall(r" (all-[a-z]+|collective-[a-z]+|reduce-scatter)\\(", text))))
 """

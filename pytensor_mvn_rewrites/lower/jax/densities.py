@@ -18,8 +18,10 @@ from pytensor_mvn_rewrites.lower.jax import lapack, sweep, unrolled
 UNROLLED_MAX_N = 6
 
 #: Largest matrix that is factored by a loop over the pivots of the whole batch; LAPACK, called for
-#: each matrix, is faster from about n = 16 on.
-SWEEP_MAX_N = 12
+#: each matrix, is faster beyond it. The loop inverts as it goes: without a gradient that is wasted,
+#: and LAPACK wins earlier.
+SWEEP_MAX_N = 16
+SWEEP_MAX_N_FORWARD = 10
 
 
 def mvnormal_logp(value, mu, matrix, *, param: str):
@@ -149,12 +151,12 @@ def batch_by_rows(x, batch, row_axes):
     return x.transpose([order.index(i) for i in range(len(batch))])
 
 
-def form_for(rows, matrices):
+def form_for(rows, matrices, sweep_max_n):
     """The module that factors `matrices`; the constants above say why."""
     n = matrices.shape[-1]
     if 1 <= n <= UNROLLED_MAX_N:
         return unrolled
-    if 1 <= n <= SWEEP_MAX_N and rows.shape[-2] == 1:
+    if 1 <= n <= sweep_max_n and rows.shape[-2] == 1:
         return sweep
     return lapack
 
@@ -176,7 +178,7 @@ def quad_half_logdet(param, rows, matrices):
     half_logdet : array, shape (...)
         Both NaN for a matrix that is not positive definite.
     """
-    form = form_for(rows, matrices)
+    form = form_for(rows, matrices, SWEEP_MAX_N_FORWARD)
     if param == "chol":
         z = form.solve_lower(matrices, nan_if_singular(rows, matrices))
         return (z * z).sum(-1), log_diagonal(matrices)
@@ -203,7 +205,7 @@ def quad_half_logdet_jvp(param, primals, tangents):
     """
     rows, matrices = primals
     d_rows, d_matrices = tangents
-    form = form_for(rows, matrices)
+    form = form_for(rows, matrices, SWEEP_MAX_N)
     if param == "chol":
         z = form.solve_lower(matrices, nan_if_singular(rows, matrices))
         a = form.solve_lower_transposed(matrices, z)
