@@ -27,7 +27,7 @@ from pymc.pytensorf import rewrite_pregrad
 from pytensor.graph.traversal import ancestors
 graph = rewrite_pregrad(model.logp())
 ops = {str(v.owner.op) for v in ancestors([graph]) if v.owner}
-print("MvNormalLogp{cov}" in ops, "numba" in sys.modules)
+print("MvNormalLogp{chol}" in ops, "numba" in sys.modules)
 """
 
 

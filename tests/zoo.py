@@ -61,13 +61,13 @@ def latent_shared_parameters():
 
 @loop_model
 def scaled_correlation():
-    """cov = scale[n]**2 * R, with R shared."""
+    """cov = scale[n]**2 * R, with R shared: the data are whitened by R when compiling."""
     corr = COVS[0] / np.sqrt(np.outer(np.diag(COVS[0]), np.diag(COVS[0])))
     with pm.Model() as model:
         scale = pm.HalfNormal("scale", shape=N)
         for n in range(N):
             pm.MvNormal(f"x_{n}", mu=np.zeros(Q), cov=scale[n] ** 2 * corr, observed=DATA[n])
-    return model, 1
+    return model, 0
 
 
 @loop_model

@@ -106,7 +106,7 @@ def test_outputs_whose_means_depend_on_each_other(rng):
         densities.append(mvnormal_logp(value[i], mu, covs[i])[0])
     new = rewritten(densities)
     ops = [node.op for node in FunctionGraph(outputs=new, clone=True).apply_nodes]
-    assert sum(str(op) == "MvNormalLogp{cov}" for op in ops) == 1
+    assert sum(str(op) == "MvNormalLogp{chol}" for op in ops) == 1
     assert_same_numbers(densities, new, {value: rng.normal(size=(5, 3))}, condition=1e2)
 
 
