@@ -7,10 +7,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-import numpy as np
-
 SOURCE = Path(__file__).parent / "limit.cpp"
-ARRAY = np.ctypeslib.ndpointer(dtype=np.float64, flags="C_CONTIGUOUS")
 
 
 def build(n: int, param: str):
@@ -25,8 +22,8 @@ def build(n: int, param: str):
     Returns
     -------
     callable
-        Of the number of vectors, value, mu, matrix, and the arrays for their gradients; it returns
-        the sum of the log-densities.
+        Of the number of vectors and the addresses of value, mu, matrix, and of the arrays for their
+        gradients, all contiguous; it returns the sum of the log-densities.
 
     Raises
     ------
@@ -48,5 +45,5 @@ def build(n: int, param: str):
             raise RuntimeError(f"{compiler} could not compile {SOURCE.name}:\n{result.stderr}")
         kernel = getattr(ctypes.CDLL(str(library)), f"limit_{param}")
     kernel.restype = ctypes.c_double
-    kernel.argtypes = [ctypes.c_long, *[ARRAY] * 6]
+    kernel.argtypes = [ctypes.c_long, *[ctypes.c_void_p] * 6]
     return kernel

@@ -16,6 +16,7 @@ Tables go to the screen; tables, numbers and plots into ``benchmarks/results/``.
 
 import argparse
 import tempfile
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from benchmarks import plots
 from benchmarks import report as reports
 from benchmarks.runner import Effort, run_scenario
-from benchmarks.scenarios import SHORT, all_scenarios
+from benchmarks.scenarios import SHORT, Scenario, all_scenarios
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -40,6 +41,7 @@ def arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--short", action="store_true", help="some scenarios, one cold and one warm run each")
     add("--only", nargs="+", metavar="NAME", help="these scenarios; shell-style patterns")
+    add("--variants", nargs="+", metavar="LABEL", help="only these variants of each scenario")
     add("--list", action="store_true", help="show the names of the scenarios and stop")
     add("--warm", type=int, help="warm runs of each variant; 0: none, evaluate in the cold one")
     add("--rounds", type=int, default=15, help="rounds of evaluations")
@@ -56,6 +58,8 @@ def main() -> None:
     console.width = max(console.width, 120)
     names = options.only or (SHORT if options.short else ["*"])
     scenarios = list(all_scenarios("short" if options.short else "full", names))
+    if options.variants:
+        scenarios = [with_variants(scenario, options.variants) for scenario in scenarios]
     if options.list or not scenarios:
         for scenario in scenarios or all_scenarios("full"):
             console.print(f"{scenario.name:35} {scenario.title}", highlight=False)
@@ -98,6 +102,12 @@ def main() -> None:
     console.print(
         f"Written to {stem.relative_to(Path.cwd(), walk_up=True)} as {', '.join(written)}"
     )
+
+
+def with_variants(scenario: Scenario, labels: list[str]) -> Scenario:
+    """The same scenario, the other variants left out."""
+    kept = tuple(variant for variant in scenario.variants if variant.label in labels)
+    return replace(scenario, variants=kept)
 
 
 def progress_bar(console: Console) -> Progress:
