@@ -71,6 +71,10 @@ def draw(axes: Axes, points: Lines, title: str, x: str, y: str) -> None:
     for name, line in points.items():
         colour, marker = STYLES[name]
         axes.loglog(*zip(*line, strict=True), color=colour, marker=marker, ms=4, lw=1.3, label=name)
+    if x == "n":
+        lengths = sorted({position for line in points.values() for position, _ in line})
+        axes.set_xticks(lengths, [f"{length:g}" for length in lengths])
+        axes.minorticks_off()
     axes.set_title(title, fontsize=10, loc="left")
     axes.set_xlabel(x)
     axes.set_ylabel(y)
