@@ -1,8 +1,9 @@
 """Ops without kernels of their own -> their formulas, so that they share what they compute."""
 
 from pytensor.compile.rewriting import inline_ofg_node
-from pytensor.graph.rewriting.basic import MergeOptimizer, get_active_mode
+from pytensor.graph.rewriting.basic import MergeOptimizer, dfs_rewriter, get_active_mode
 from pytensor.link.jax.linker import JAXLinker
+from pytensor.tensor.rewriting.basic import constant_folding
 
 from pytensor_mvn_rewrites.ops import NoisyKroneckerQuadLogdet, NoisyKroneckerQuadLogdetPullback
 from pytensor_mvn_rewrites.ops.gaussian import GaussianOp
@@ -18,8 +19,9 @@ INLINED_OPS: tuple[type[GaussianOp], ...] = (
 def inline_eigendecompositions(fgraph):
     """NoisyKroneckerQuadLogdet and its pullback -> their formulas, with one eigendecomposition.
 
-    Cost: an op and its pullback decompose the same matrices; merged, they do it once. Not for JAX,
-    which may differentiate the compiled graph, and must not see an eigendecomposition then.
+    Cost: an op and its pullback decompose the same matrices; merged, they do it once, and those of
+    constants never. Not for JAX, which may differentiate the compiled graph, and must not see an
+    eigendecomposition then.
     """
     if isinstance(get_active_mode(fgraph).linker, JAXLinker):
         return
@@ -29,4 +31,5 @@ def inline_eigendecompositions(fgraph):
     for node in nodes:
         replacements = zip(node.outputs, inline_ofg_node(node), strict=True)
         fgraph.replace_all(list(replacements), reason="mvn_inline_eigendecompositions")
+    dfs_rewriter(constant_folding).rewrite(fgraph)
     MergeOptimizer().rewrite(fgraph)

@@ -62,17 +62,8 @@ class NoisyKroneckerQuadLogdet(GaussianOp):
 
     def build_inner_graph(self, delta, noise, *factors):
         """The formula, in plain PyTensor."""
-        delta = SharedRows(delta, batch_ndim(noise, factors))
         eigenvalues, eigenvectors = zip(*map(eigh, factors), strict=True)
-        spectrum, posdef = noisy_spectrum(eigenvalues, noise)
-        rotated = multiply_kron([q.mT for q in eigenvectors], delta.rows)
-        quaddist = delta.unfold((rotated**2 / spectrum[..., None, :]).sum(axis=-1), 0)
-        half_logdet = 0.5 * pt.log(spectrum).sum(axis=-1)
-        return [
-            quaddist,
-            pt.broadcast_to(half_logdet, quaddist.shape),
-            pt.broadcast_to(posdef, quaddist.shape),
-        ]
+        return quad_logdet_of_eigendecompositions(delta, noise, eigenvalues, eigenvectors)
 
     def pullback(self, inputs, outputs, output_grads):
         """Closed form; a disconnected half counts as zero."""
@@ -161,6 +152,20 @@ class NoisyKroneckerQuadLogdetPullback(GaussianPullbackOp):
     def pullback(self, inputs, outputs, output_grads):
         """The derivative of the dense formula: only Hessians need it."""
         return pullback_of_pullback(dense_quad_logdet, inputs, output_grads)
+
+
+def quad_logdet_of_eigendecompositions(delta, noise, eigenvalues: Sequence, eigenvectors: Sequence):
+    """The outputs of :class:`NoisyKroneckerQuadLogdet` of Kronecker factors that are decomposed."""
+    delta = SharedRows(delta, batch_ndim(noise, eigenvectors))
+    spectrum, posdef = noisy_spectrum(eigenvalues, noise)
+    rotated = multiply_kron([q.mT for q in eigenvectors], delta.rows)
+    quaddist = delta.unfold((rotated**2 / spectrum[..., None, :]).sum(axis=-1), 0)
+    half_logdet = 0.5 * pt.log(spectrum).sum(axis=-1)
+    return [
+        quaddist,
+        pt.broadcast_to(half_logdet, quaddist.shape),
+        pt.broadcast_to(posdef, quaddist.shape),
+    ]
 
 
 def batch_ndim(noise, factors: Sequence) -> int:
