@@ -133,18 +133,18 @@ class NoisyKroneckerQuadLogdetPullback(GaussianPullbackOp):
         eigenvalues, eigenvectors = zip(*map(eigh, factors), strict=True)
         spectrum, _ = noisy_spectrum(eigenvalues, noise)
 
-        t = multiply_kron([q.mT for q in eigenvectors], delta.rows) / spectrum[..., None, :]
-        weighted = g_quad[..., None] * t
-        d_delta = delta.unfold(2 * multiply_kron(eigenvectors, weighted), 1)
+        t = rows_times_kron(delta.rows, eigenvectors) / spectrum[..., :, None]
+        weighted = g_quad[..., None, :] * t
+        d_delta = delta.unfold(kron_times_columns(eigenvectors, 2 * weighted), 1)
         d_noise = 0.5 * g_half_logdet * (1 / spectrum).sum(axis=-1) - (weighted * t).sum((-2, -1))
         d_factors = []
         for k, q in enumerate(eigenvectors):
             ones = pt.ones_like(eigenvalues[k])
             others = kron_diagonal([*eigenvalues[:k], ones, *eigenvalues[k + 1 :]])
-            inner = -matricize(weighted * others[..., None, :], eigenvectors, k) @ (
+            inner = -matricize(weighted * others[..., :, None], eigenvectors, k) @ (
                 matricize(t, eigenvectors, k).mT
             )
-            partial_trace = matricize((others / spectrum)[..., None, :], eigenvectors, k).sum(-1)
+            partial_trace = matricize((others / spectrum)[..., None], eigenvectors, k).sum(axis=-1)
             half_inverse = 0.5 * g_half_logdet[..., None] * partial_trace
             d_factors.append(fold_lower(q @ inner @ q.mT + (q * half_inverse[..., None, :]) @ q.mT))
         return self.sum_to_inputs(inputs, [d_delta, d_noise, *d_factors])
@@ -158,8 +158,8 @@ def quad_logdet_of_eigendecompositions(delta, noise, eigenvalues: Sequence, eige
     """The outputs of :class:`NoisyKroneckerQuadLogdet` of Kronecker factors that are decomposed."""
     delta = SharedRows(delta, batch_ndim(noise, eigenvectors))
     spectrum, posdef = noisy_spectrum(eigenvalues, noise)
-    rotated = multiply_kron([q.mT for q in eigenvectors], delta.rows)
-    quaddist = delta.unfold((rotated**2 / spectrum[..., None, :]).sum(axis=-1), 0)
+    rotated = rows_times_kron(delta.rows, eigenvectors)
+    quaddist = delta.unfold((rotated**2 / spectrum[..., :, None]).sum(axis=-2), 0)
     half_logdet = 0.5 * pt.log(spectrum).sum(axis=-1)
     return [
         quaddist,
@@ -194,24 +194,36 @@ def noisy_spectrum(eigenvalues: Sequence, noise):
     return pt.switch(posdef[..., None], spectrum, nan), posdef
 
 
-def multiply_kron(matrices: Sequence, rows):
-    """Multiply each row, shape (..., r, n), by the Kronecker product of the matrices."""
+def rows_times_kron(rows, matrices: Sequence):
+    """The Kronecker product, transposed, times each row: (..., r, n) -> columns, (..., n, r)."""
     n_rows, n = length(rows, -2), length(rows)
-    # invariant: the axis of the next matrix comes first, the others follow in a cycle
-    columns = rows.mT
+    # invariant: the axis of the next matrix comes last, those before it were moved to the front
+    for matrix in reversed(matrices):
+        size = length(matrix)
+        rows = rows.reshape((*lengths(rows, 0, -2), n_rows * n // size, size)) @ matrix
+        rows = rows.mT
+    return rows.reshape((*lengths(rows, 0, -2), n, n_rows))
+
+
+def kron_times_columns(matrices: Sequence, columns):
+    """The Kronecker product times each column: (..., n, r) -> rows, (..., r, n)."""
+    n, n_columns = length(columns, -2), length(columns)
+    # invariant: the axis of the next matrix comes first, those after it were moved to the back
     for matrix in matrices:
         size = length(matrix)
-        columns = matrix @ columns.reshape((*lengths(columns, 0, -2), size, n * n_rows // size))
+        columns = matrix @ columns.reshape((*lengths(columns, 0, -2), size, n * n_columns // size))
         columns = columns.mT
-    return columns.reshape((*lengths(columns, 0, -2), n_rows, n))
+    return columns.reshape((*lengths(columns, 0, -2), n_columns, n))
 
 
-def matricize(rows, matrices: Sequence, k: int):
-    """Entries of rows, shape (..., r, n), by their index along axis k: shape (..., n_k, -1)."""
+def matricize(columns, matrices: Sequence, k: int):
+    """Entries of columns, shape (..., n, r), by their index along axis k: shape (..., n_k, -1)."""
     size = length(matrices[k])
-    right = reduce(lambda total, matrix: total * length(matrix), matrices[k + 1 :], 1)
-    batch = lengths(rows, 0, -2)
-    blocks = rows.reshape((*batch, -1, size, right))
+    batch = lengths(columns, 0, -2)
+    if k == 0:
+        return columns.reshape((*batch, size, -1))
+    left = reduce(lambda total, matrix: total * length(matrix), matrices[:k], 1)
+    blocks = columns.reshape((*batch, left, size, -1))
     return pt.swapaxes(blocks, -3, -2).reshape((*batch, size, -1))
 
 

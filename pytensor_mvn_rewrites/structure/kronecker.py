@@ -14,6 +14,7 @@ from pytensor_mvn_rewrites.matching import (
     is_real_float,
 )
 from pytensor_mvn_rewrites.ops import InvQuadLogdet, MvNormalLogp, inv_quad_logdet
+from pytensor_mvn_rewrites.ops.eigen import SharedRows, length, lengths
 from pytensor_mvn_rewrites.pipeline import Declined, record, structure
 from pytensor_mvn_rewrites.structure._assemble import from_parts, split_inputs
 from pytensor_mvn_rewrites.structure._kron import kron_factors, multiple_of_identity, static_size
@@ -103,9 +104,13 @@ def whiten_along_axes(delta, factors: list[Tensor], sizes: list[int], param: str
     *first, last = factors
     total = math.prod(sizes)
     half_logdets, posdefs = [], []
-    batch = tuple(delta.shape)[:-1]
+    # rows that share the matrix count as one more axis behind all the others
+    shared = SharedRows(delta, max(factor.type.ndim - 2 for factor in factors))
+    n_rows = length(shared.rows, -2) if shared.leading else 1
+    columns = shared.rows.mT if shared.leading else delta
+    batch = lengths(delta, len(shared.leading), -1)
     # invariant: the axis of the next Kronecker factor comes first, the others follow in a cycle
-    columns = delta.reshape((*batch, sizes[0], total // sizes[0]))
+    columns = columns.reshape((*batch, sizes[0], n_rows * total // sizes[0]))
     for factor, size, next_size in zip(first, sizes[:-1], sizes[1:], strict=True):
         chol = factor if param == "chol" else pt.linalg.cholesky(factor, lower=True)
         diag = pt.diagonal(chol, axis1=-2, axis2=-1)
@@ -113,11 +118,15 @@ def whiten_along_axes(delta, factors: list[Tensor], sizes: list[int], param: str
         half_logdets.append(sign * (total // size) * pt.log(diag).sum(axis=-1))
         posdefs.append(pt.all(diag > 0, axis=-1))
         columns = whiten_columns(columns, chol, param)
-        batch = tuple(columns.shape)[:-2]
-        columns = columns.mT.reshape((*batch, next_size, total // next_size))
+        batch = lengths(columns, 0, -2)
+        columns = columns.mT.reshape((*batch, next_size, n_rows * total // next_size))
     # one matrix for all rows
     last = last[..., None, :, :] if last.type.ndim > 2 else last
-    quaddist, half_logdet, posdef = inv_quad_logdet(columns.mT, last, param)
+    outputs = inv_quad_logdet(columns.mT, last, param)
+    if shared.leading:
+        blocks = (out.reshape((*lengths(out, 0, -1), n_rows, -1)) for out in outputs)
+        outputs = [shared.unfold(out, 1) for out in blocks]
+    quaddist, half_logdet, posdef = outputs
     return (
         quaddist.sum(axis=-1),
         sum(half_logdets, start=half_logdet.sum(axis=-1)),

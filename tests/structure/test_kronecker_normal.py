@@ -78,7 +78,8 @@ def test_cholesky_without_noise(factors):
     model = kronecker_model(factors, noise=False)
     ops = our_ops(rewritten([model.logp()]))
     assert Eigh not in linear_algebra(model)
-    assert ops == ({} if factors == "evds" else {"InvQuadLogdet{cov}": 1})
+    # of the last Kronecker factor; a constant one is factored when the graph is rewritten
+    assert [name.split("{")[0] for name in ops] == ([] if factors == "evds" else ["InvQuadLogdet"])
 
 
 @pytest.mark.parametrize("factors", KRONECKER_FACTORS)
