@@ -5,19 +5,26 @@ from pytensor.graph.rewriting.basic import MergeOptimizer, dfs_rewriter, get_act
 from pytensor.link.jax.linker import JAXLinker
 from pytensor.tensor.rewriting.basic import constant_folding
 
-from pytensor_mvn_rewrites.ops import NoisyKroneckerQuadLogdet, NoisyKroneckerQuadLogdetPullback
+from pytensor_mvn_rewrites.ops import (
+    ExpmQuaddist,
+    ExpmQuaddistPullback,
+    NoisyKroneckerQuadLogdet,
+    NoisyKroneckerQuadLogdetPullback,
+)
 from pytensor_mvn_rewrites.ops.gaussian import GaussianOp
 from pytensor_mvn_rewrites.pipeline import lower
 
 INLINED_OPS: tuple[type[GaussianOp], ...] = (
     NoisyKroneckerQuadLogdet,
     NoisyKroneckerQuadLogdetPullback,
+    ExpmQuaddist,
+    ExpmQuaddistPullback,
 )
 
 
 @lower("fast_run")
 def inline_eigendecompositions(fgraph):
-    """NoisyKroneckerQuadLogdet and its pullback -> their formulas, with one eigendecomposition.
+    """NoisyKroneckerQuadLogdet, ExpmQuaddist and their pullbacks -> their formulas.
 
     Cost: an op and its pullback decompose the same matrices; merged, they do it once, and those of
     constants never. Not for JAX, which may differentiate the compiled graph, and must not see an

@@ -1,5 +1,6 @@
 """The fused ops: each carries its reference graph and a closed-form, differentiable pullback."""
 
+from pytensor_mvn_rewrites.ops.expm import ExpmQuaddist, ExpmQuaddistPullback, expm_quaddist
 from pytensor_mvn_rewrites.ops.kronecker import (
     NoisyKroneckerQuadLogdet,
     NoisyKroneckerQuadLogdetPullback,
@@ -18,6 +19,8 @@ from pytensor_mvn_rewrites.ops.quadlogdet import (
 )
 
 __all__ = [
+    "ExpmQuaddist",
+    "ExpmQuaddistPullback",
     "InvQuadLogdet",
     "InvQuadLogdetPullback",
     "LowRankQuadLogdet",
@@ -26,6 +29,7 @@ __all__ = [
     "MvNormalLogpPullback",
     "NoisyKroneckerQuadLogdet",
     "NoisyKroneckerQuadLogdetPullback",
+    "expm_quaddist",
     "inv_quad_logdet",
     "low_rank_quad_logdet",
     "mvnormal_logp",
