@@ -144,7 +144,6 @@ def near_misses():
         "not symmetric": inv_quad_logdet(delta, kron(A, b) + s * pt.eye(6)),
         "subtracted": inv_quad_logdet(delta, s * pt.eye(6) - K),
         "two products": inv_quad_logdet(delta, K + K.T * A[0, 0] + kron(A, B + 1) + pt.eye(6)),
-        "standard deviations": inv_quad_logdet(delta, (K + s * pt.eye(6)) * pt.outer(d, d)),
         "precision": inv_quad_logdet(delta, K + s * pt.eye(6), "tau"),
         "Cholesky factor": inv_quad_logdet(delta, K + s * pt.eye(6), "chol"),
         "unknown sizes": inv_quad_logdet(
