@@ -50,6 +50,7 @@ from pytensor_mvn_rewrites.lower.numba.vectors import (
     load_fields,
     mask_below,
     mask_to_int,
+    numbers,
     store,
     store_bool,
     store_fields,
@@ -370,63 +371,52 @@ def blocks_intrinsic(spec: LanesSpec) -> Callable:
     @intrinsic
     def blocks(typingctx, at, step, n_blocks, n, count):
         def codegen(context, builder, signature, args):
-            at, step, n_blocks, n, count = args
-
-            def numbers(pointer, count):
-                return [
-                    builder.load(builder.gep(pointer, [ir.Constant(ir.IntType(64), k)]))
-                    for k in range(count)
-                ]
-
-            starts, steps = numbers(at, N_PLACES + 2), numbers(step, N_PLACES)
-            scratch, sums = (
-                Memory(builder, address, align=8 * WIDTH) for address in starts[N_PLACES:]
-            )
-            running = [Variable(sums.load(WIDTH * k)) for k in range(N_SUMS - 1)]
-            done = cgutils.alloca_once_value(builder, n_blocks)
-            fine = cgutils.alloca_once_value(builder, ir.Constant(n_blocks.type, ALL))
-
-            def places(index):
-                return [
-                    Memory(builder, builder.add(start, builder.mul(index, step)))
-                    for start, step in zip(starts, steps, strict=False)
-                ]
-
-            # in a small block most of the time goes to waiting for divisions: there, each round
-            # does the first part of a block and the second part of the one before
-            is_split = 0 < spec.n <= SPLIT_MAX_N
-            one = ir.Constant(n_blocks.type, 1)
-            head = [Variable(Vec.full(builder, 0.0)) for _ in range(n_head(spec) * is_split)]
-            with cgutils.for_range(
-                builder, builder.add(n_blocks, n_blocks.type(int(is_split)))
-            ) as loop:
-                index = loop.index
-                vectors = [variable.get() for variable in head]
-                if is_split:
-                    with builder.if_then(builder.icmp_signed("<", index, n_blocks)):
-                        for variable, x in zip(head, emit_head(spec, places(index)), strict=True):
-                            variable.set(x)
-                    index = builder.sub(index, one)
-                elif spec.n:
-                    vectors = emit_head(spec, places(index))
-                with builder.if_then(builder.icmp_signed(">=", index, n_blocks.type(0))):
-                    fine_lanes = emit_block(
-                        spec, n, count, scratch, running, vectors, places(index)
-                    )
-                    mask = mask_to_int(builder, fine_lanes)
-                    is_bad = builder.icmp_unsigned("!=", mask, ir.Constant(mask.type, ALL))
-                    with builder.if_then(is_bad, likely=False):
-                        builder.store(mask, fine)
-                        builder.store(builder.add(index, one), done)
-                        loop.do_break()
-            for k, variable in enumerate(running):
-                sums.store(variable.get(), WIDTH * k)
-            shifted = builder.shl(builder.load(done), ir.Constant(n_blocks.type, WIDTH))
-            return builder.or_(shifted, builder.load(fine))
+            return emit_run(spec, builder, *args)
 
         return types.intp(at, step, types.intp, types.intp, types.intp), codegen
 
     return blocks
+
+
+def emit_run(spec: LanesSpec, builder: ir.IRBuilder, at, step, n_blocks, n, count) -> ir.Value:
+    """Emit a run of blocks; return how far it came.
+
+    In a small block most of the time goes to waiting for divisions. There, a round of the loop
+    does the first part of a block and the second part of the one before.
+    """
+    word = n_blocks.type
+    starts, steps = numbers(builder, at, N_PLACES + 2), numbers(builder, step, N_PLACES)
+    scratch, sums = (Memory(builder, address, align=8 * WIDTH) for address in starts[N_PLACES:])
+    running = [Variable(sums.load(WIDTH * k)) for k in range(N_SUMS - 1)]
+    done = cgutils.alloca_once_value(builder, n_blocks)
+    fine = cgutils.alloca_once_value(builder, word(ALL))
+
+    def places(index):
+        pairs = zip(starts, steps, strict=False)
+        return [Memory(builder, builder.add(a, builder.mul(index, s))) for a, s in pairs]
+
+    is_split = 0 < spec.n <= SPLIT_MAX_N
+    heads = [Variable(Vec.full(builder, 0.0)) for _ in range(n_head(spec) * is_split)]
+    with cgutils.for_range(builder, builder.add(n_blocks, word(int(is_split)))) as loop:
+        index = loop.index
+        head = [variable.get() for variable in heads]
+        if is_split:
+            with builder.if_then(builder.icmp_signed("<", index, n_blocks)):
+                for variable, vector in zip(heads, emit_head(spec, places(index)), strict=True):
+                    variable.set(vector)
+            index = builder.sub(index, word(1))
+        elif spec.n:
+            head = emit_head(spec, places(index))
+        with builder.if_then(builder.icmp_signed(">=", index, word(0))):
+            lanes = emit_block(spec, n, count, scratch, running, head, places(index))
+            mask = mask_to_int(builder, lanes)
+            with builder.if_then(builder.icmp_unsigned("!=", mask, word(ALL)), likely=False):
+                builder.store(mask, fine)
+                builder.store(builder.add(index, word(1)), done)
+                loop.do_break()
+    for k, variable in enumerate(running):
+        sums.store(variable.get(), WIDTH * k)
+    return builder.or_(builder.shl(builder.load(done), word(WIDTH)), builder.load(fine))
 
 
 def emit_block(

@@ -54,6 +54,7 @@ from pytensor_mvn_rewrites.lower.numba.vectors import (
     load_fields,
     loop,
     mask_to_int,
+    numbers,
     store,
     store_bool,
     store_fields,
@@ -445,14 +446,9 @@ def rows_intrinsic(spec: RowsSpec) -> Callable:
         def codegen(context, builder, signature, args):
             at, step, n_blocks, state = args
 
-            def numbers(pointer):
-                return [
-                    builder.load(builder.gep(pointer, [ir.Constant(ir.IntType(64), k)]))
-                    for k in range(N_PLACES)
-                ]
-
             memory = Memory(builder, state, align=VECTOR)
-            places = list(zip(numbers(at), numbers(step), strict=True))
+            pointers = (numbers(builder, pointer, N_PLACES) for pointer in (at, step))
+            places = list(zip(*pointers, strict=True))
             return mask_to_int(builder, emit_rows(spec, places, Index(builder, n_blocks), memory))
 
         return types.intp(at, step, types.intp, types.intp), codegen

@@ -241,6 +241,11 @@ def mask_to_int(builder: ir.IRBuilder, mask: ir.Value) -> ir.Value:
 # --- memory ---------------------------------------------------------------------------------
 
 
+def numbers(builder: ir.IRBuilder, pointer: ir.Value, count: int) -> list[ir.Value]:
+    """Read the first `count` integers of a table."""
+    return [builder.load(builder.gep(pointer, [ir.Constant(_INT64, k)])) for k in range(count)]
+
+
 class Memory:
     """Doubles at an address that is known at run time."""
 
