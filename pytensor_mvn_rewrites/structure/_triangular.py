@@ -127,9 +127,9 @@ def is_lower_mask(mask: Variable) -> bool:
     match mask.owner_op_and_inputs:
         case (
             Elemwise(scalar_op=GE()),
-            Variable(owner=Apply(op=DimShuffle(new_order=(0, "x")), inputs=[rows])),
-            Variable(owner=Apply(op=DimShuffle(new_order=("x", 0)), inputs=[columns])),
-        ):
+            Variable(owner=Apply(op=DimShuffle(new_order=(*batch, 0, "x")), inputs=[rows])),
+            Variable(owner=Apply(op=DimShuffle(new_order=(*_, "x", 0)), inputs=[columns])),
+        ) if set(batch) <= {"x"}:
             pass
         case _:
             return False
