@@ -7,7 +7,7 @@ from pytensor.tensor.blockwise import Blockwise
 from pytensor.tensor.elemwise import DimShuffle, Elemwise
 from pytensor.tensor.subtensor import AdvancedSubtensor
 
-from pytensor_mvn_rewrites.matching import Tensor
+from pytensor_mvn_rewrites.matching import Tensor, constant_value
 
 
 class Gather(NamedTuple):
@@ -35,23 +35,35 @@ def gathered(var: Tensor) -> Gather | None:
 
 def _below(op: Elemwise | Blockwise, inputs: list[Tensor], ndim: int) -> Gather | None:
     """The gather below an op that works on each entry of the batch by itself."""
-    n_core = 0 if isinstance(op, Elemwise) else max(map(len, op.inputs_sig))
-    if ndim <= n_core:
+    if isinstance(op, Blockwise):
+        ndim -= len(op.outputs_sig[0])
+    if ndim < 1:
         return None
-    batches: list[Tensor] = []
-    index = None
-    for inp in inputs:
-        if inp.type.ndim < ndim or inp.type.broadcastable[0]:
-            # the same for all rows
-            batches.append(inp)
-            continue
-        gather = gathered(inp)
-        if gather is None or (index is not None and not _same(index, gather.rows)):
-            return None
-        batches.append(gather.batch)
-        index = gather.rows
-    return None if index is None else Gather(op(*batches), index)
+    # inputs that broadcast along the batch are the same for all rows
+    positions = [k for k, inp in enumerate(inputs) if not inp.type.broadcastable[0]]
+    gathers = [gather for k in positions if (gather := gathered(inputs[k])) is not None]
+    if not gathers or len(gathers) < len(positions):
+        return None
+    index = gathers[0].rows
+    if not all(_same(index, gather.rows) for gather in gathers):
+        return None
+    batches = _of_equal_length([gather.batch for gather in gathers], index)
+    if batches is None:
+        return None
+    below = dict(zip(positions, batches, strict=True))
+    return Gather(op(*[below.get(k, inp) for k, inp in enumerate(inputs)]), index)
 
 
 def _same(one: Variable, other: Variable) -> bool:
     return one is other or (isinstance(one, Constant) and one.equals(other))
+
+
+def _of_equal_length(batches: list[Tensor], index: Variable) -> list[Tensor] | None:
+    """The batches without rows that `index` cannot reach, where that makes their lengths equal."""
+    lengths = {batch.type.shape[0] for batch in batches}
+    if len(batches) == 1 or (len(lengths) == 1 and None not in lengths):
+        return batches
+    rows = constant_value(index)
+    if rows is None or rows.size == 0 or rows.min() < 0:
+        return None
+    return [batch[: rows.max() + 1] for batch in batches]
