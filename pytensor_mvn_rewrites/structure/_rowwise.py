@@ -7,13 +7,15 @@ A mean that is linear in the parameters, with a constant design, has rows
 where :math:`c_r` holds row r of every constant that has rows, and the number 1 for what all rows
 share. Then :math:`f(C)` with the constants stacked to :math:`C` obeys
 :math:`Q^\top f(C) = f(Q^\top C)`: the graph of f, applied to other constants.
+
+Parameters that are gathered with a constant index are the same for all rows of a *cell*: those rows
+that agree in every index. f may contain products with them, and the identity holds cell by cell.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
-import pytensor
 import pytensor.tensor as pt
 from pytensor.graph.basic import Variable
 from pytensor.scalar.basic import Add, Cast, Mul, Neg, Sub, TrueDiv
@@ -49,6 +51,8 @@ class RowwiseGraph:
     n_rows: int
     leaf: Callable[[np.ndarray], Tensor]
     gather: Callable[[np.ndarray], Tensor]
+    _rows: dict = field(default_factory=dict)
+    _same: dict = field(default_factory=dict)
 
     def __call__(self, var: Tensor, axis: int) -> Tensor:
         """`var` with other rows along `axis`.
@@ -58,8 +62,15 @@ class RowwiseGraph:
         NotRowwise
             If `var` is not linear in rows of constants.
         """
-        if var.type.shape[axis] == 1 and self.n_rows != 1:
-            return self._ones(var.type.ndim, axis) * var
+        key = var, axis
+        if key not in self._rows:
+            self._rows[key] = self._with_other_rows(var, axis)
+        return self._rows[key]
+
+    def _with_other_rows(self, var: Tensor, axis: int) -> Tensor:
+        if (same := self._same_in_cell(var, axis)) is not None:
+            # linear in a column of ones
+            return self._ones(var.type.ndim, axis) * same
         if (data := constant_value(var)) is not None:
             return self._leaf(data, axis)
         match var.owner_op_and_inputs:
@@ -70,9 +81,9 @@ class RowwiseGraph:
             case (Elemwise(scalar_op=Mul()) as op, *inputs):
                 return op(*self._only_one(inputs, axis))
             case (Elemwise(scalar_op=TrueDiv()), numerator, denominator) if (
-                denominator.type.shape[axis] == 1
-            ):
-                return self(numerator, axis) / denominator
+                same := self._same_in_cell(denominator, axis)
+            ) is not None:
+                return self(numerator, axis) / same
             case (DimShuffle(new_order=order) as op, inner):
                 return op(self(inner, int(order[axis])))
             case (Sum(), inner):
@@ -83,12 +94,12 @@ class RowwiseGraph:
                 return pt.join(joined, *[self(inp, axis) for inp in inputs])
             case (Dot() | Blockwise(core_op=Dot()), left, right) if left.type.ndim <= 2:
                 return self._dot(left, right, axis)
-            case (SpecifyShape() | Alloc(), inner, *_):
-                return self._without_shape(var, inner, axis)
+            case (SpecifyShape(), inner, *_):
+                return self(inner, axis)
+            case (Alloc(), inner, *shape):
+                return self._alloc(inner, shape, axis)
             case (Subtensor(idx_list=idx_list), inner, *indices):
                 return self._subtensor(inner, indices_from_subtensor(indices, idx_list), axis)
-            case (AdvancedSubtensor() as op, source, *_) if op._take_axis() == axis == 0:
-                return self._take(var, source)
         name = var.owner.op if var.owner is not None else f"{var}, which is no constant"
         raise NotRowwise(f"not linear in constant rows: {name}")
 
@@ -98,34 +109,55 @@ class RowwiseGraph:
         return pt.moveaxis(self.leaf(np.moveaxis(data, axis, 0)), 0, axis)
 
     def _ones(self, ndim: int, axis: int) -> Tensor:
-        """What all rows share is multiplied by it."""
         return self._leaf(np.ones([self.n_rows if i == axis else 1 for i in range(ndim)]), axis)
 
+    def _same_in_cell(self, var: Tensor, axis: int) -> Tensor | None:
+        """`var` with other rows, if it does not differ among the rows of a cell; else None."""
+        key = var, axis
+        if key not in self._same:
+            self._same[key] = self._with_rows_of_cells(var, axis)
+        return self._same[key]
+
+    def _with_rows_of_cells(self, var: Tensor, axis: int) -> Tensor | None:
+        if var.type.shape[axis] == 1:
+            return var
+        match var.owner_op_and_inputs:
+            case (AdvancedSubtensor(idx_list=idx_list), source, *indices) if axis == 0:
+                first, *others = indices_from_subtensor(indices, idx_list)
+                index = None if isinstance(first, slice) else constant_value(first)
+                if (
+                    index is not None
+                    and index.shape == (self.n_rows,)
+                    and all(isinstance(i, slice) or i.type.ndim == 0 for i in others)
+                ):
+                    return source[(self.gather(index), *others)]
+            case (Elemwise() as op, *inputs) if len(var.owner.outputs) == 1:
+                same = [self._same_in_cell(inp, axis) for inp in inputs]
+                return None if any(inp is None for inp in same) else op(*same)
+            case (DimShuffle(new_order=order) as op, inner):
+                below = self._same_in_cell(inner, int(order[axis]))
+                return None if below is None else op(below)
+        return None
+
     def _only_one(self, inputs, axis: int) -> list[Tensor]:
-        """The inputs of a product, of which one may differ from row to row."""
-        varying = [k for k, inp in enumerate(inputs) if inp.type.shape[axis] != 1]
-        if len(varying) != 1:
+        """The inputs of a product, of which one may differ among the rows of a cell."""
+        same = [self._same_in_cell(inp, axis) for inp in inputs]
+        if sum(other is None for other in same) != 1:
             raise NotRowwise("a product of two terms that differ from row to row")
-        return [self(inp, axis) if k in varying else inp for k, inp in enumerate(inputs)]
+        return [
+            self(inp, axis) if other is None else other
+            for inp, other in zip(inputs, same, strict=True)
+        ]
 
     def _dot(self, left: Tensor, right: Tensor, axis: int) -> Tensor:
-        if left.type.ndim == 2 and axis == 0:
+        """The rows of a product are those of the left matrix, its columns those of the right."""
+        if axis == 0 and left.type.ndim == 2:
             return pt.dot(self(left, 0), right)
-        if right.type.ndim == 2 and axis == left.type.ndim - 1:
-            return pt.dot(left, self(right, 1))
-        raise NotRowwise("a product that sums over the rows")
+        return pt.dot(left, self(right, 1))
 
-    def _without_shape(self, var: Tensor, inner: Tensor, axis: int) -> Tensor:
-        """A shape is known or broadcast: it has no part in the values."""
-        missing = var.type.ndim - inner.type.ndim
-        inner_axis = axis - missing
-        if inner_axis < 0:
-            inner, inner_axis = pt.expand_dims(inner, tuple(range(missing))), axis
-        rows = self(inner, inner_axis)
-        for other, length in enumerate(inner.type.shape):
-            if other != inner_axis and length == 1 and var.type.shape[other + missing] != 1:
-                raise NotRowwise("an axis besides the rows that is broadcast")
-        return rows
+    def _alloc(self, inner: Tensor, shape, axis: int) -> Tensor:
+        rows = self(pt.expand_dims(inner, tuple(range(len(shape) - inner.type.ndim))), axis)
+        return pt.alloc(rows, *shape[:axis], rows.shape[axis], *shape[axis + 1 :])
 
     def _subtensor(self, inner: Tensor, indices, axis: int) -> Tensor:
         """Indices that leave the rows whole."""
@@ -138,12 +170,6 @@ class RowwiseGraph:
                     break
                 return self(inner, inner_axis)[tuple(indices)]
         raise NotRowwise("a part of the rows")
-
-    def _take(self, var: Tensor, source: Tensor) -> Tensor:
-        index = constant_value(var.owner.inputs[1])
-        if index is None or index.shape != (self.n_rows,):
-            raise NotRowwise("an index that is no constant")
-        return self._ones(var.type.ndim, 0) * source[self.gather(index)]
 
 
 def linear_in_rows(var: Variable, axis: int, n_rows: int) -> tuple[np.ndarray, np.ndarray]:
@@ -173,7 +199,11 @@ def linear_in_rows(var: Variable, axis: int, n_rows: int) -> tuple[np.ndarray, n
         indices.setdefault(index.tobytes(), index)
         return pt.constant(index)
 
-    RowwiseGraph(n_rows, leaf, gather)(var, axis)
+    try:
+        RowwiseGraph(n_rows, leaf, gather)(var, axis)
+    except RecursionError:
+        # canonicalization makes long sums flat
+        raise NotRowwise("too deep a graph") from None
     return (
         np.stack(list(columns.values()), axis=1),
         np.stack(list(indices.values()), axis=1) if indices else np.zeros((n_rows, 0), int),
@@ -202,7 +232,10 @@ def with_other_rows(
     def leaf(data: np.ndarray) -> Tensor:
         flat = data.reshape(n_rows, -1).T.astype("float64")
         new = new_columns[:, [position[column.tobytes()] for column in flat]]
-        dtype = data.dtype if data.dtype.kind == "f" else pytensor.config.floatX
-        return pt.constant(new.reshape(new_rows, *data.shape[1:]).astype(dtype))
+        # the R of integers has fractions, and that of short floats more digits than these
+        return pt.constant(new.reshape(new_rows, *data.shape[1:]).astype(var.type.dtype))
 
-    return RowwiseGraph(n_rows, leaf, lambda index: pt.constant(index[representative]))(var, axis)
+    def gather(index: np.ndarray) -> Tensor:
+        return pt.constant(index[representative])
+
+    return RowwiseGraph(n_rows, leaf, gather)(var, axis).astype(var.type.dtype)

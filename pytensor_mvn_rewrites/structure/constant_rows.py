@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytensor.tensor as pt
 from pymc.logprob.utils import CheckParameterValue
+from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.graph.basic import Apply, Constant
 from pytensor.scalar.basic import Cast
 from pytensor.tensor.elemwise import Elemwise
@@ -50,7 +51,7 @@ def constant_rows_are_compressed(fgraph):
     """
     candidates = []
     for node in fgraph.apply_nodes:
-        if isinstance(node.op, MvNormalLogp) and isinstance(node.inputs[0], Constant):
+        if isinstance(node.op, MvNormalLogp):
             try:
                 if (candidate := Rows.of(fgraph, node)) is not None:
                     candidates.append(candidate)
@@ -101,12 +102,15 @@ class Rows:
     def of(cls, fgraph, node: Apply) -> "Rows | None":
         """The rows of `node`; None or NotRowwise if they are not what the rule takes."""
         value, mu, matrix = list[Tensor](node.inputs)
-        if value.type.ndim != 2 or mu.type.ndim > 2 or value.type.shape[0] < 2:
+        if value.type.ndim != 2 or mu.type.ndim > 2:
             return None
-        n_rows = value.type.shape[0]
+        if isinstance(value, SharedVariable):
+            raise NotRowwise("the value may change (pm.Data)")
+        if not isinstance(value, Constant) or (n_rows := value.type.shape[0]) < 2:
+            return None
         total, checks = summed(fgraph, node), conditions(fgraph, node)
         if total is None or checks is None:
-            return None
+            raise NotRowwise("log-densities row by row are used")
         if not np.isfinite(value.data).all():
             raise NotRowwise("the value is not finite")
         groups = np.zeros(n_rows, int)
