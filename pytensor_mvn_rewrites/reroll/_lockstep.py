@@ -19,8 +19,9 @@ import numpy as np
 import pytensor.tensor as pt
 from pytensor.graph.basic import Apply, Constant, Variable
 from pytensor.scalar.basic import ScalarType
-from pytensor.tensor.basic import MakeVector, ScalarFromTensor, TensorFromScalar
+from pytensor.tensor.basic import Join, MakeVector, ScalarFromTensor, TensorFromScalar
 from pytensor.tensor.elemwise import CAReduce, DimShuffle, Elemwise
+from pytensor.tensor.shape import Reshape
 from pytensor.tensor.subtensor import AdvancedSubtensor, Subtensor
 from pytensor.tensor.type import DenseTensorType
 
@@ -35,6 +36,10 @@ FREE_OPS = (ScalarFromTensor, TensorFromScalar)
 #: Compiling a node of these ops costs little; any other op counts as `HEAVY` nodes.
 LIGHT_OPS = (Elemwise, DimShuffle, CAReduce, Subtensor, MakeVector)
 HEAVY = 20
+
+#: Ops that compute nothing. A stack of stacks is not re-rolled for their sake: it would become
+#: another stack of stacks, and so on for ever.
+ARRANGING_OPS = (*FREE_OPS, DimShuffle, Join, MakeVector, Reshape)
 
 #: A pack is re-rolled if that saves at least this many (light) nodes.
 WORTHWHILE = 24
@@ -61,13 +66,13 @@ class Batch:
     variable : Variable or None
         Batched over the first dimension; None if all terms of the pack are one.
     nodes : int
-        Weight of the nodes of one term that were batched.
+        Weight of the nodes of one term that were batched; 0 if they only arrange.
     stacked : int
         Number of stacks that had to be built.
     count : int
         Number of terms.
     is_view : bool
-        Whether no op was batched and nothing stacked: the terms are slices of one variable.
+        Whether nothing was computed and nothing stacked: the terms are slices of one variable.
     """
 
     variable: Variable | None
@@ -103,6 +108,7 @@ class LockStep:
     stacks: dict[tuple[int, ...], Variable]
     strict: Signatures | None = None
     nodes: int = 0
+    computes: bool = False
     _variables: dict[tuple[int, ...], Variable | None] = field(default_factory=dict)
     _outputs: dict[tuple[int, ...], list[Variable] | None] = field(default_factory=dict)
     _unbatchable: dict[tuple[int, ...], Variable | None] = field(default_factory=dict)
@@ -123,7 +129,7 @@ class LockStep:
         """
         while True:
             # what was batched below an op that turned out to have no batched form does not count
-            self.nodes = 0
+            self.nodes, self.computes = 0, False
             self._used_stacks.clear()
             self._variables, self._outputs = dict(self._unbatchable), {}
             try:
@@ -160,9 +166,10 @@ class LockStep:
             self._variables[key] = self._batch_node(pack, inputs)
             pending.pop()
         variable = self._variables[_key(top)]
-        is_view = variable is not None and self.nodes == 0 and not self._used_stacks
+        nodes = self.nodes if self.computes else 0
+        is_view = variable is not None and nodes == 0 and not self._used_stacks
         stacked = len(self._used_stacks - self._built_before)
-        return Batch(variable, self.nodes, stacked, len(top), is_view)
+        return Batch(variable, nodes, stacked, len(top), is_view)
 
     def _resolve_without_inputs(self, pack, key) -> bool:
         """Resolve packs that are shared, constant, slices of one variable, or not isomorphic."""
@@ -220,6 +227,7 @@ class LockStep:
             walked = node.op.make_node(*[pack[0] for pack in inputs])
         outputs = vectorize(walked, batched, len(self.terms))
         self.nodes += _weight(node.op)
+        self.computes |= not isinstance(node.op, ARRANGING_OPS)
         for own, new in zip(node.outputs, outputs, strict=True):
             _copy_facts(own, new)
         return outputs

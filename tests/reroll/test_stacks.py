@@ -213,3 +213,12 @@ def test_a_pass_with_nothing_to_do_changes_nothing(name):
     nodes = set(fgraph.apply_nodes)
     reroll_stacks(fgraph)
     assert set(fgraph.apply_nodes) == nodes
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_stacks_of_stacks_stay(axis):
+    """Exchanging the inner and the outer stack saves nothing, and could go on for ever."""
+    a, b, c, d = (pt.vector(name, shape=(3,)) for name in "abcd")
+    pairs = [pt.join(0, *pair).reshape((2, 3)) for pair in ((a, b), (c, d))]
+    assert_declines(pt.join(axis, *pairs))
+    assert_declines(pt.join(axis, *[pt.stack(pair) for pair in ((a, pt.exp(b)), (c + 1, d))]))
