@@ -350,7 +350,7 @@ def near_misses():
         ),
         "matrix by an index that varies": (
             density(a, T[index]),
-            "each row has a covariance of its own",
+            "the covariance of each row depends on data or parameters",
         ),
         "rows of two designs": (
             density(pt.concatenate([X[:9] @ B, X[9:] @ (c * B)])),
