@@ -163,13 +163,13 @@ def hierarchical_var():
 
 @group_model
 def one_density_per_time_point():
-    """A Cholesky factor for all, and one observed vector each: one batch, which stays."""
+    """A Cholesky factor for all, and one observed vector each."""
     with pm.Model() as model:
         mu = pm.Normal("mu", shape=N)
         chol = lkj("chol")
         for t in range(8):
             pm.MvNormal(f"obs_{t}", mu=mu, chol=chol, observed=Y[t])
-    return model, [(8,)]
+    return model, [(N + 1,)]
 
 
 # --- gathers ---

@@ -15,6 +15,7 @@ from pytensor.tensor.math import All, Sum
 
 from pytensor_mvn_rewrites.matching import Tensor, constant_value, reduced_axes
 from pytensor_mvn_rewrites.ops import MvNormalLogp, inv_quad_logdet
+from pytensor_mvn_rewrites.ops.check import BatchedCheck
 from pytensor_mvn_rewrites.pipeline import Declined, Fired, record, structure
 from pytensor_mvn_rewrites.structure._gathers import gathered
 from pytensor_mvn_rewrites.structure._rowwise import (
@@ -179,7 +180,10 @@ class Rows:
         total = (-0.5 * quaddist - pt.constant(weights, dtype=dtype) * half_logdet).sum() + norm
         return [
             *((check, posdef.all()) for check in self.checks),
-            (self.total, rewrap(self.total.owner.inputs[0], self.node.outputs[0], total)),
+            (
+                self.total,
+                rewrap(self.total.owner.inputs[0], self.node.outputs[0], total, posdef.all()),
+            ),
         ]
 
     def compressed(self, n_new: int) -> tuple[np.ndarray, np.ndarray]:
@@ -215,7 +219,7 @@ def summed(fgraph, node: Apply) -> Tensor | None:
             case Elemwise(scalar_op=Cast()):
                 var = client.outputs[0]
             case CheckParameterValue() if position == 0 and all(
-                inp.type.ndim == 0 for inp in client.inputs[1:]
+                inp.type.ndim == 0 or inp is node.outputs[1] for inp in client.inputs[1:]
             ):
                 var = client.outputs[0]
             case _:
@@ -225,18 +229,22 @@ def summed(fgraph, node: Apply) -> Tensor | None:
 
 def conditions(fgraph, node: Apply) -> list[Tensor] | None:
     """The uses of `posdef`, if they ask only whether all matrices are positive definite."""
-    clients = [client for client, _ in fgraph.clients[node.outputs[1]]]
+    # a check of each row is part of what is summed
+    clients = [c for c, _ in fgraph.clients[node.outputs[1]] if not isinstance(c.op, BatchedCheck)]
     if not all(isinstance(c.op, All) and len(reduced_axes(c)) == 1 for c in clients):
         return None
     return [client.outputs[0] for client in clients]
 
 
-def rewrap(var: Tensor, inner: Tensor, new: Tensor) -> Tensor:
+def rewrap(var: Tensor, inner: Tensor, new: Tensor, posdef: Tensor) -> Tensor:
     """The checks and casts between `inner` and `var`, around `new`."""
     if var is inner:
         return new
     below, *others = var.owner.inputs
-    return var.owner.op(rewrap(below, inner, new), *others)
+    op = var.owner.op
+    if isinstance(op, BatchedCheck):
+        op, others = CheckParameterValue(op.msg, op.can_be_replaced_by_ninf), [posdef]
+    return op(rewrap(below, inner, new, posdef), *others)
 
 
 def cells_of(groups: np.ndarray, indices: np.ndarray) -> list[list[np.ndarray]]:
