@@ -69,8 +69,8 @@ from pytensor_mvn_rewrites.lower.numba.vectors import (
 STRAIGHT_MAX_N = 12
 
 #: Largest core size at which two blocks overlap: beyond it their numbers do not fit in registers.
-#: Overlap takes (5000, 3) from 36 to 31 us, (5000, 4) from 58 to 55, (2000, 5) from 34 to 45
-SPLIT_MAX_N = 4
+#: Overlap takes (5000, 3) from 36 to 31 us, (5000, 4) from 57 to 60, (2000, 5) from 34 to 45
+SPLIT_MAX_N = 3
 
 #: Largest core size done in lanes: its scratch is half a megabyte. With 16 matrices, LAPACK takes
 #: three times as long as lanes at n = 128, and twice as long at 256
