@@ -1,12 +1,15 @@
 """Every scenario of the benchmark builds, and its variants agree, at minimal sizes."""
 
 import shutil
+import sys
 
+import numpy as np
 import pytest
 from pytensor.compile.mode import Mode
 
 from benchmarks import report
 from benchmarks.contestants import (
+    Evaluated,
     LimitDensity,
     NumPyroModel,
     PyMCModel,
@@ -192,6 +195,18 @@ def test_plots(tmp_path):
     assert "N Gaussians with n = 3" in text
     assert "divided by the C++ limit" in text
     assert "PyMC loop" not in text
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system does not say")
+def test_memory():
+    """An evaluation holds two arrays of 8 MB."""
+
+    class TwoArrays(Evaluated):
+        def call(self):
+            ones = np.ones(10**6)
+            return ones + 1
+
+    assert 15e6 < TwoArrays().memory() < 24e6
 
 
 def test_a_late_worker(tmp_path):
