@@ -14,7 +14,7 @@ block_diag, kron, inv = pt.linalg.block_diag, pt.linalg.kron, pt.linalg.inv
 a, b, c = pt.matrix("a", shape=(2, 2)), pt.matrix("b", shape=(3, 3)), pt.matrix("c", shape=(4, 4))
 A, B, C = symmetric(a), symmetric(b), symmetric(c)
 d = pt.matrix("d", shape=(2, 2))
-W, V = pt.matrix("W", shape=(16, 2)), pt.matrix("V", shape=(20, 3))
+W, V = pt.matrix("W", shape=(24, 2)), pt.matrix("V", shape=(28, 3))
 s = pt.scalar("s")
 NOISE = pt.exp(s)
 

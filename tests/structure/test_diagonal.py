@@ -98,7 +98,7 @@ def near_misses():
     off = np.eye(N)
     off[1, 0] = 0.5
     return {
-        "off-diagonal entry": inv_quad_logdet(delta, s * off),
+        "off-diagonal entry": inv_quad_logdet(delta, A * off),
         "plus a full matrix": inv_quad_logdet(delta, pt.diag(d) + A),
         "plus a scalar": inv_quad_logdet(delta, pt.diag(d) + s),
         "other diagonal": inv_quad_logdet(delta, pt.diag(d[1:], k=1)),

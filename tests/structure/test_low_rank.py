@@ -18,8 +18,13 @@ from tests.harness import (
 )
 from tests.structure.contract import Case, StructureContract, assert_model_agrees
 
-N, K = 16, 3
+N, K = 24, 3
 EYE = np.eye(N)
+
+
+def size_for(batch):
+    """Small matrices are left to the dense kernels, those of a batch in particular."""
+    return 64 if batch else N
 
 
 class TestMultipleOfIdentity(StructureContract):
@@ -28,13 +33,14 @@ class TestMultipleOfIdentity(StructureContract):
     params = ("cov", "tau")
 
     def build(self, rng, *, batch=(), dtype="float64", condition=10.0, sign=1):
-        W = pt.tensor("W", shape=(*batch, N, K), dtype=dtype)
+        n = size_for(batch)
+        W = pt.tensor("W", shape=(*batch, n, K), dtype=dtype)
         s = pt.tensor("s", shape=batch, dtype=dtype)
         values = {
-            W: np.linalg.qr(rng.normal(size=(*batch, N, K)))[0].astype(dtype),
+            W: np.linalg.qr(rng.normal(size=(*batch, n, K)))[0].astype(dtype),
             s: np.full(batch, sign / condition, dtype=dtype),
         }
-        return Case(W @ W.mT + s[..., None, None] * pt.eye(N, dtype=dtype), values)
+        return Case(W @ W.mT + s[..., None, None] * pt.eye(n, dtype=dtype), values)
 
 
 class TestFactorModel(StructureContract):
@@ -44,13 +50,14 @@ class TestFactorModel(StructureContract):
     test_not_positive_definite = None
 
     def build(self, rng, *, batch=(), dtype="float64", condition=10.0, sign=1):
-        W = pt.tensor("W", shape=(*batch, N, K), dtype=dtype)
-        log_d = pt.tensor("log_d", shape=(*batch, N), dtype=dtype)
+        n = size_for(batch)
+        W = pt.tensor("W", shape=(*batch, n, K), dtype=dtype)
+        log_d = pt.tensor("log_d", shape=(*batch, n), dtype=dtype)
         values = {
-            W: (rng.normal(size=(*batch, N, K)) / 4).astype(dtype),
-            log_d: -rng.uniform(0, np.log(condition), size=(*batch, N)).astype(dtype),
+            W: (rng.normal(size=(*batch, n, K)) / 4).astype(dtype),
+            log_d: -rng.uniform(0, np.log(condition), size=(*batch, n)).astype(dtype),
         }
-        return Case(W @ W.mT + pt.exp(log_d)[..., None] * pt.eye(N, dtype=dtype), values)
+        return Case(W @ W.mT + pt.exp(log_d)[..., None] * pt.eye(n, dtype=dtype), values)
 
 
 delta = pt.vector("delta", shape=(N,))
@@ -172,7 +179,7 @@ def test_bad_noise(noise):
 
 def near_misses():
     d = pt.vector("d", shape=(N,))
-    wide, small = pt.matrix("wide", shape=(N, 5)), pt.matrix("small", shape=(4, 1))
+    wide, small = pt.matrix("wide", shape=(N, 7)), pt.matrix("small", shape=(4, 1))
     return {
         "no diagonal": inv_quad_logdet(delta, W @ W.T + 2 * (W @ C) @ (W @ C).T),
         "diagonal of any sign": inv_quad_logdet(delta, W @ W.T + pt.diag(d)),
@@ -183,6 +190,9 @@ def near_misses():
         "product of two": inv_quad_logdet(delta, W @ (W + 1).T + EYE),
         "outer product of two": inv_quad_logdet(delta, pt.outer(w, pt.exp(w)) + EYE),
         "a full matrix": inv_quad_logdet(delta, W @ W.T + EYE + pt.matrix(shape=(N, N))),
+        "small matrices of a batch": inv_quad_logdet(
+            delta, pt.stack([W, 2 * W]) @ pt.stack([W, 2 * W]).mT + EYE
+        ),
         "rank too large": inv_quad_logdet(delta, wide @ wide.T + EYE),
         "small matrix": inv_quad_logdet(delta[:4], small @ small.T + np.eye(4)),
         "unknown sizes": inv_quad_logdet(delta, pt.dot(U := pt.matrix("U"), U.T) + EYE),
