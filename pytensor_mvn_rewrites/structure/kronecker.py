@@ -27,6 +27,11 @@ NOT_SYMMETRIC = (
 )
 
 
+#: Core size from which a triangular solve of as many columns beats the kernel, which whitens one
+#: row after the other: 5.2 ms against 21 ms for 100 rows of 40 x 50
+BLAS_MIN_N = 16
+
+
 @structure
 @node_rewriter([MvNormalLogp, InvQuadLogdet])
 def matrix_is_kronecker_product(fgraph, node):
@@ -122,7 +127,7 @@ def whiten_along_axes(delta, factors: list[Tensor], sizes: list[int], param: str
         columns = columns.mT.reshape((*batch, next_size, n_rows * total // next_size))
     # one matrix for all rows
     last = last[..., None, :, :] if last.type.ndim > 2 else last
-    outputs = inv_quad_logdet(columns.mT, last, param)
+    outputs = whitened_sums(columns, last, param)
     if shared.leading:
         blocks = (out.reshape((*lengths(out, 0, -1), n_rows, -1)) for out in outputs)
         outputs = [shared.unfold(out, 1) for out in blocks]
@@ -132,6 +137,21 @@ def whiten_along_axes(delta, factors: list[Tensor], sizes: list[int], param: str
         sum(half_logdets, start=half_logdet.sum(axis=-1)),
         reduce(pt.and_, posdefs, posdef.all(axis=-1)),
     )
+
+
+def whitened_sums(columns, matrix, param: str):
+    """``inv_quad_logdet(columns.mT, matrix)``, by matrix products where these are large."""
+    n, n_columns = columns.type.shape[-2:]
+    if n is None or n < BLAS_MIN_N or n_columns is None or n_columns < n:
+        return inv_quad_logdet(columns.mT, matrix, param)
+    if matrix.type.ndim > 2:
+        matrix = matrix[..., 0, :, :]
+    chol = matrix if param == "chol" else pt.linalg.cholesky(matrix, lower=True)
+    diag = pt.diagonal(chol, axis1=-2, axis2=-1)
+    quaddist = (whiten_columns(columns, chol, param) ** 2).sum(axis=-2)
+    half_logdet = (-1 if param == "tau" else 1) * pt.log(diag).sum(axis=-1)[..., None]
+    posdef = pt.all(diag > 0, axis=-1)[..., None]
+    return [quaddist, *(pt.broadcast_to(part, quaddist.shape) for part in (half_logdet, posdef))]
 
 
 def whiten_columns(columns, chol, param: str):
