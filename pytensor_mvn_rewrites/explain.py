@@ -72,7 +72,7 @@ def explain(model: pm.Model | Variable) -> Explanation:
     ...     for n in range(3):
     ...         x = pm.MvNormal(f"x_{n}", mu=np.full(2, n), cov=[[2, 1], [1, 2]])
     >>> explain(model).fused
-    ('MvNormalLogp{cov}',)
+    ('MvNormalLogp{chol}',)
     """
     with disable():
         before = _logp(model)

@@ -244,7 +244,7 @@ def odd_one_out():
         s = pm.HalfNormal("s")
         for n in range(N):
             q = 2 if n == 2 else Q
-            pm.MvNormal(f"x_{n}", mu=np.zeros(q), cov=s * COVS[n, :q, :q], observed=DATA[n, :q])
+            pm.MvNormal(f"x_{n}", mu=s, cov=s * COVS[n, :q, :q] + np.eye(q), observed=DATA[n, :q])
     return model, 2
 
 
