@@ -119,7 +119,8 @@ class Rows:
             found = gathered(matrix)
             index = None if found is None else constant_value(found.rows)
             if found is None:
-                raise NotRowwise("each row has a covariance of its own")
+                # a batch: each row has a covariance of its own
+                return None
             if index is None or index.shape != (n_rows,):
                 raise NotRowwise("the covariance of each row depends on data or parameters")
             present, groups = np.unique(index, return_inverse=True)
