@@ -135,6 +135,17 @@ def uses(fgraph: FunctionGraph, matrix: Variable) -> Iterator[tuple[Apply, Varia
             yield client, matrix
 
 
+def in_graph_order(fgraph: FunctionGraph, nodes: list[Apply]) -> list[Apply]:
+    """Nodes of a set in an order that is the same in every process.
+
+    Compiled code is cached by the order of the nodes of a graph.
+    """
+    if len(nodes) < 2:
+        return nodes
+    wanted = set(nodes)
+    return [node for node in fgraph.toposort() if node in wanted]
+
+
 def drop_axis(axes: tuple[int, ...], axis: int) -> tuple[int, ...]:
     """The other `axes`, renumbered for a tensor without `axis`."""
     return tuple(a - (a > axis) for a in axes if a != axis)

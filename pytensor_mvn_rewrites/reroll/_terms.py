@@ -4,10 +4,13 @@ from pytensor.graph.basic import Apply, Variable
 from pytensor.scalar.basic import Add
 from pytensor.tensor.elemwise import Elemwise
 
+from pytensor_mvn_rewrites.matching import in_graph_order
+
 
 def outer_sums(fgraph) -> list[tuple[Apply, list[Variable]]]:
     """The sums of several terms that are no part of larger ones, with their terms."""
     sums = [node for node in fgraph.apply_nodes if is_add(node) and not _is_inner(fgraph, node)]
+    sums = in_graph_order(fgraph, sums)
     return [(node, terms) for node in sums if len(terms := flatten(fgraph, node)) > 1]
 
 

@@ -8,6 +8,7 @@ import pytensor.tensor as pt
 from pytensor.graph.basic import Apply, Variable
 from pytensor.tensor.basic import Join, MakeVector
 
+from pytensor_mvn_rewrites.matching import in_graph_order
 from pytensor_mvn_rewrites.pipeline import reroll
 from pytensor_mvn_rewrites.reroll._packs import Pack, Rerolling, holds_random_variables
 
@@ -36,7 +37,7 @@ def reroll_stacks(fgraph):
         return
     rerolling = Rerolling("reroll_stacks", fgraph)
     replacements = []
-    for node in stacks:
+    for node in in_graph_order(fgraph, stacks):
         packs = rerolling.packs(node.inputs, minimum=WORTHWHILE_STACK)
         if packs and (new := assemble(node, packs)) is not None:
             [old] = node.outputs

@@ -13,7 +13,7 @@ from pytensor.scalar.basic import Cast
 from pytensor.tensor.elemwise import Elemwise
 from pytensor.tensor.math import All, Sum
 
-from pytensor_mvn_rewrites.matching import Tensor, constant_value, reduced_axes
+from pytensor_mvn_rewrites.matching import Tensor, constant_value, in_graph_order, reduced_axes
 from pytensor_mvn_rewrites.ops import MvNormalLogp, inv_quad_logdet
 from pytensor_mvn_rewrites.ops.check import BatchedCheck
 from pytensor_mvn_rewrites.pipeline import Declined, Fired, record, structure
@@ -51,13 +51,13 @@ def constant_rows_are_compressed(fgraph):
     constant not finite, log-densities are wanted row by row, or nothing gets smaller.
     """
     candidates = []
-    for node in fgraph.apply_nodes:
-        if isinstance(node.op, MvNormalLogp):
-            try:
-                if (candidate := Rows.of(fgraph, node)) is not None:
-                    candidates.append(candidate)
-            except NotRowwise as reason:
-                record(Declined("structure", "constant_rows_are_compressed", str(reason)))
+    densities = [node for node in fgraph.apply_nodes if isinstance(node.op, MvNormalLogp)]
+    for node in in_graph_order(fgraph, densities):
+        try:
+            if (candidate := Rows.of(fgraph, node)) is not None:
+                candidates.append(candidate)
+        except NotRowwise as reason:
+            record(Declined("structure", "constant_rows_are_compressed", str(reason)))
     alike = defaultdict(list)
     for candidate in candidates:
         alike[candidate.n_groups, candidate.columns.shape[1], candidate.n].append(candidate)
