@@ -29,6 +29,7 @@ from pytensor_mvn_rewrites.matching import (
     matrix_view,
     scalar_constant,
 )
+from pytensor_mvn_rewrites.structure.diagonal import is_square
 
 
 class Triangularity(IntEnum):
@@ -102,11 +103,6 @@ def triangularity(
         case (AdvancedIncSubtensor(set_instead_of_inc=True) as op, zeros, entries, *indices):
             return _of_entries(op, zeros, entries, indices)
     return Triangularity.UNKNOWN
-
-
-def is_square(matrix: Variable) -> bool:
-    """Whether the last two axes of an input of an elementwise op do not broadcast."""
-    return matrix.type.ndim >= 2 and not any(matrix.type.broadcastable[-2:])
 
 
 def _of_product(inputs, proven) -> Triangularity:
