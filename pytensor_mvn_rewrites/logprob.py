@@ -10,14 +10,22 @@ import math
 from copy import copy
 from functools import cache
 
-from pymc.distributions.multivariate import KroneckerNormalRV, PrecisionMvNormalRV
+import numpy as np
+import pytensor.tensor as pt
+from pymc.distributions.multivariate import (
+    KroneckerNormalRV,
+    PrecisionMvNormalRV,
+    _lkj_normalizing_constant,
+    _LKJCholeskyCovRV,
+)
 from pymc.logprob.abstract import _logprob
+from pymc.logprob.basic import logp as logp_of
 from pymc.logprob.utils import CheckParameterValue
-from pytensor.graph.basic import Apply
+from pytensor.graph.basic import Apply, Constant
 from pytensor.graph.rewriting.basic import node_rewriter
 from pytensor.tensor.random.basic import MvNormalRV
 
-from pytensor_mvn_rewrites.ops import mvnormal_logp, noisy_kronecker_quad_logdet
+from pytensor_mvn_rewrites.ops import mvnormal_logp, noisy_kronecker_quad_logdet, packed_cholesky
 from pytensor_mvn_rewrites.pipeline import logprob
 
 
@@ -78,6 +86,25 @@ def fuse_kronecker_normal_rv(fgraph, node):
     return Apply(op, node.inputs, [out.type() for out in node.outputs]).outputs
 
 
+class FusedLKJCholeskyCovRV(_LKJCholeskyCovRV):
+    """A ``pm.LKJCholeskyCov`` of the log-density :func:`fused_lkj_cholesky_cov_logp`."""
+
+
+@logprob
+@node_rewriter([_LKJCholeskyCovRV])
+def fuse_lkj_cholesky_cov_rv(fgraph, node):
+    """_LKJCholeskyCovRV(n, eta, sd) -> FusedLKJCholeskyCovRV(n, eta, sd).
+
+    Declines when n is not a constant.
+    """
+    _, n, *_ = node.inputs
+    if isinstance(node.op, FusedLKJCholeskyCovRV) or not isinstance(n, Constant):
+        return None
+    op = copy(node.op)
+    op.__class__ = FusedLKJCholeskyCovRV
+    return Apply(op, node.inputs, [out.type() for out in node.outputs]).outputs
+
+
 @_logprob.register(FusedMvNormalRV)
 def fused_mvnormal_logp(op, values, rng, size, mu, cov, **kwargs):
     """PyMC's ``MvNormal.logp`` as one node under PyMC's own parameter check."""
@@ -109,6 +136,23 @@ def fused_kronecker_normal_logp(op, values, rng, size, mu, sigma, *covs, **kwarg
     n = math.prod(cov.shape[-1] for cov in covs).astype("float64")
     # PyMC's constant is of double precision, see check_posdef
     return -0.5 * math.log(2 * math.pi) * n - 0.5 * quaddist - half_logdet
+
+
+@_logprob.register(FusedLKJCholeskyCovRV)
+def fused_lkj_cholesky_cov_logp(op, values, rng, n, eta, sd_dist, **kwargs):
+    """PyMC's density of a packed Cholesky factor, of standard deviations that one op computes."""
+    [value] = values
+    if value.ndim > 1:
+        raise ValueError("_LKJCholeskyCov logp is only implemented for vector values (ndim=1)")
+    n = int(n.data)
+    _, sd, corr_diag, _ = packed_cholesky(value, n)
+    row = np.arange(n)
+    log_corr_diag = pt.log(corr_diag)
+    logp_lkj = ((2 * eta - 3 + n - row) * log_corr_diag).sum()
+    # from the entries of the packed factor to correlations and standard deviations
+    log_jacobian = (log_corr_diag - row * pt.log(sd)).sum()
+    logp_sd = logp_of(sd_dist, sd).sum()
+    return _lkj_normalizing_constant(eta, n) + logp_lkj + logp_sd + log_jacobian
 
 
 def check_posdef(logp, posdef, msg: str):

@@ -25,6 +25,8 @@ from pytensor_mvn_rewrites.ops import (
     InvQuadLogdetPullback,
     MvNormalLogp,
     MvNormalLogpPullback,
+    PackedCholesky,
+    PackedCholeskyPullback,
 )
 from pytensor_mvn_rewrites.ops.gaussian import GaussianOp, sum_to_type
 from pytensor_mvn_rewrites.pipeline import lower
@@ -224,6 +226,9 @@ class NumbaInvQuadLogdet(NumbaGaussianOp):
 
 LOWERED_OPS: tuple[type[NumbaGaussianOp], ...] = (NumbaMvNormalLogp, NumbaInvQuadLogdet)
 
+#: Ops that have a kernel as they are
+KERNEL_OPS = (PackedCholesky, PackedCholeskyPullback)
+
 
 @lower("numba")
 def lower_to_numba(fgraph):
@@ -235,7 +240,7 @@ def lower_to_numba(fgraph):
     if not compiles_for_numba():
         return
     groups = list(find_groups(fgraph, LOWERED_OPS))
-    if not groups:
+    if not groups and not any(isinstance(node.op, KERNEL_OPS) for node in fgraph.apply_nodes):
         return
     # registers the kernels
     import pytensor_mvn_rewrites.lower.numba  # noqa: F401

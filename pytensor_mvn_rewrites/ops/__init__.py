@@ -12,6 +12,11 @@ from pytensor_mvn_rewrites.ops.low_rank import (
     low_rank_quad_logdet,
 )
 from pytensor_mvn_rewrites.ops.mvnormal import MvNormalLogp, MvNormalLogpPullback, mvnormal_logp
+from pytensor_mvn_rewrites.ops.packed_cholesky import (
+    PackedCholesky,
+    PackedCholeskyPullback,
+    packed_cholesky,
+)
 from pytensor_mvn_rewrites.ops.quadlogdet import (
     InvQuadLogdet,
     InvQuadLogdetPullback,
@@ -29,9 +34,12 @@ __all__ = [
     "MvNormalLogpPullback",
     "NoisyKroneckerQuadLogdet",
     "NoisyKroneckerQuadLogdetPullback",
+    "PackedCholesky",
+    "PackedCholeskyPullback",
     "expm_quaddist",
     "inv_quad_logdet",
     "low_rank_quad_logdet",
     "mvnormal_logp",
     "noisy_kronecker_quad_logdet",
+    "packed_cholesky",
 ]

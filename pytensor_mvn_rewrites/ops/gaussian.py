@@ -126,23 +126,15 @@ def fold_lower(symmetric):
     return symmetric * fold
 
 
-class GaussianOp(TensorSymbolicOp):
-    """Base of the ops whose last core input is a matrix in the parametrization ``param``.
+class FusedOp(TensorSymbolicOp):
+    """Base of the ops of this package: batch dimensions come first and broadcast.
 
     Subclasses set `core_ndims`, the number of core dimensions of each input, and `out_core_ndims`.
     Instances are memoised by (class, props, input types): a loop of 5000 terms builds one graph.
     """
 
-    __props__: tuple[str, ...] = ("param",)
     core_ndims: tuple[int, ...]
     out_core_ndims: tuple[int, ...]
-    param: str
-
-    def __init__(self, *, param: str = "cov", **kwargs):
-        if param not in PARAMS:
-            raise ValueError(f"param must be one of {PARAMS}, got {param!r}")
-        self.param = param
-        super().__init__(**kwargs)
 
     def __call__(self, *inputs, **kwargs):
         """Apply the instance for the types of `inputs`."""
@@ -157,16 +149,13 @@ class GaussianOp(TensorSymbolicOp):
         op = _memoised(type(self), props, types, pytensor.config.floatX)
         return super(TensorSymbolicOp, op).__call__(*inputs, **kwargs)
 
-    def __str__(self):
-        return f"{type(self).__name__}{{{self.param}}}"
-
     @property
     def batch_ndim(self) -> int:
         """Number of batch dimensions that the inputs have together."""
         return max(t.ndim - core for t, core in zip(self.input_types, self.core_ndims, strict=True))
 
-    def infer_shape(self, node, shapes):
-        """Batch shape by broadcasting, core shape from the matrix."""
+    def batch_shape(self, node, shapes) -> list:
+        """The joint batch shape, given the shapes of the inputs."""
         batch = []
         for axis in range(-self.batch_ndim, 0):
             dims = [
@@ -176,6 +165,27 @@ class GaussianOp(TensorSymbolicOp):
             ]
             # PyTensor broadcasts only what is statically 1: any other dimension has the answer
             batch.append(min(dims, key=lambda dim: dim[1] == 1)[0])
+        return batch
+
+
+class GaussianOp(FusedOp):
+    """Base of the ops whose last core input is a matrix in the parametrization ``param``."""
+
+    __props__: tuple[str, ...] = ("param",)
+    param: str
+
+    def __init__(self, *, param: str = "cov", **kwargs):
+        if param not in PARAMS:
+            raise ValueError(f"param must be one of {PARAMS}, got {param!r}")
+        self.param = param
+        super().__init__(**kwargs)
+
+    def __str__(self):
+        return f"{type(self).__name__}{{{self.param}}}"
+
+    def infer_shape(self, node, shapes):
+        """Batch shape by broadcasting, core shape from the matrix."""
+        batch = self.batch_shape(node, shapes)
         n = shapes[self.matrix_index][-1]
         return [(*batch, *((n,) * core)) for core in self.out_core_ndims]
 
@@ -186,12 +196,12 @@ class GaussianOp(TensorSymbolicOp):
 
 
 @lru_cache(maxsize=4096)
-def _memoised(cls: type[GaussianOp], props: tuple, input_types: tuple, floatX: str):
+def _memoised(cls: type[FusedOp], props: tuple, input_types: tuple, floatX: str):
     # floatX decides the dtypes of an inner graph of float32
     return cls(**dict(props), input_types=list(input_types))
 
 
-class GaussianPullbackOp(GaussianOp):
+class PullbackOp(FusedOp):
     """Base of the pullbacks: gradients have the shapes of the forward op's inputs.
 
     The joint batch is summed over the dimensions along which an input was broadcast.
@@ -212,6 +222,10 @@ class GaussianPullbackOp(GaussianOp):
         ]
 
 
+class GaussianPullbackOp(PullbackOp, GaussianOp):
+    """Base of the pullbacks of Gaussian ops."""
+
+
 def sum_to_type(grad, inp, core_ndim: int):
     """Undo the broadcasting of `inp`: sum `grad` over the batch dimensions `inp` lacks."""
     extra = grad.type.ndim - inp.type.ndim
@@ -227,7 +241,7 @@ def sum_to_type(grad, inp, core_ndim: int):
     return pt.specify_shape(grad, inp.type.shape) if grad.type.shape != inp.type.shape else grad
 
 
-def add_batch_dims(op: GaussianOp, node, batched_inputs):
+def add_batch_dims(op: FusedOp, node, batched_inputs):
     """Align new leading batch dimensions of some inputs with the old batch dimensions of all."""
     aligned = []
     for inp, batched, core in zip(node.inputs, batched_inputs, op.core_ndims, strict=True):
@@ -239,13 +253,13 @@ def add_batch_dims(op: GaussianOp, node, batched_inputs):
     return aligned
 
 
-@_vectorize_node.register(GaussianOp)
-def vectorize_gaussian(op, node, *batched_inputs):
+@_vectorize_node.register(FusedOp)
+def vectorize_fused(op, node, *batched_inputs):
     """The ops broadcast by themselves: only align the dimensions."""
     return op(*add_batch_dims(op, node, batched_inputs), return_list=True)[0].owner
 
 
-@_vectorize_node.register(GaussianPullbackOp)
+@_vectorize_node.register(PullbackOp)
 def vectorize_pullback(op, node, *batched_inputs):
     """A gradient keeps every new batch dimension: give each input all of them first."""
     new_ndims = [

@@ -18,7 +18,7 @@ from pytensor.tensor.elemwise import CAReduce, DimShuffle, Elemwise
 from pytensor.tensor.shape import SpecifyShape
 from pytensor.tensor.subtensor import Subtensor
 
-from pytensor_mvn_rewrites.ops.gaussian import GaussianOp, GaussianPullbackOp
+from pytensor_mvn_rewrites.ops.gaussian import FusedOp, GaussianOp, GaussianPullbackOp
 
 Dim = tuple[Variable, int]
 
@@ -105,6 +105,9 @@ def _equate_node(dims: DimEquations, node) -> None:
             )
             variables, core_ndims = zip(*pairs, strict=True)
             _equate_gaussian(dims, variables, core_ndims)
+        case FusedOp():
+            both = [*node.op.core_ndims, *node.op.out_core_ndims]
+            _equate_aligned(dims, [*node.inputs, *node.outputs], both)
         case Blockwise(signature=_):
             _equate_blockwise(dims, node)
 

@@ -67,6 +67,8 @@ class Batch:
         Batched over the first dimension; None if all terms of the pack are one.
     nodes : int
         Weight of the nodes of one term that were batched; 0 if they only arrange.
+    stacks : frozenset of tuple of int
+        The stacks that it uses.
     stacked : int
         Number of stacks that had to be built.
     count : int
@@ -77,6 +79,7 @@ class Batch:
 
     variable: Variable | None
     nodes: int
+    stacks: frozenset[tuple[int, ...]]
     stacked: int
     count: int
     is_view: bool
@@ -169,7 +172,7 @@ class LockStep:
         nodes = self.nodes if self.computes else 0
         is_view = variable is not None and nodes == 0 and not self._used_stacks
         stacked = len(self._used_stacks - self._built_before)
-        return Batch(variable, nodes, stacked, len(top), is_view)
+        return Batch(variable, nodes, frozenset(self._used_stacks), stacked, len(top), is_view)
 
     def _resolve_without_inputs(self, pack, key) -> bool:
         """Resolve packs that are shared, constant, slices of one variable, or not isomorphic."""

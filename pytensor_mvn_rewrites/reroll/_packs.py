@@ -47,6 +47,8 @@ class Rerolling:
         self.signatures = Signatures()
         self.anchored = Signatures(anchored=True)
         self.stacks: dict[tuple[int, ...], Variable] = {}
+        #: The stacks that the packs use which are re-rolled
+        self.used: set[tuple[int, ...]] = set()
 
     def packs(self, terms: Sequence[Variable], minimum: int = WORTHWHILE) -> list[Pack]:
         """The packs among `terms` that save at least `minimum` nodes, or are views.
@@ -58,10 +60,15 @@ class Rerolling:
         alike = [p for bucket in group_by_surface(terms) if len(bucket) > 1 for p in bucket]
         if not alike:
             return []
-        found = []
-        for positions in group_by(alike, lambda p: self.signatures(terms[p])):
-            if len(positions) > 1 and (pack := self._pack(terms, positions, minimum)):
-                found.append(pack)
+        groups = [g for g in group_by(alike, lambda p: self.signatures(terms[p])) if len(g) > 1]
+        packs = [self._pack(terms, group, minimum) for group in groups]
+        if any(packs):
+            # what looks at the stacks of another pack needs none of its own
+            packs = [
+                pack or self._pack(terms, group, minimum, shares=True)
+                for pack, group in zip(packs, groups, strict=True)
+            ]
+        found = [pack for pack in packs if pack]
         packed = {position for pack in found for position in pack.positions}
         left = [p for p in alike if p not in packed]
         if not self.has_anchors or len(left) < 2:
@@ -74,7 +81,9 @@ class Rerolling:
                 found.append(pack)
         return found
 
-    def _pack(self, terms, positions, minimum, *, anchored: bool = False) -> Pack | None:
+    def _pack(
+        self, terms, positions, minimum, *, anchored: bool = False, shares: bool = False
+    ) -> Pack | None:
         members = [terms[position] for position in positions]
         try:
             if anchored:
@@ -85,8 +94,11 @@ class Rerolling:
         except CannotReroll as reason:
             record(Declined("reroll", self.rule, f"{_describe(members)}: {reason}"))
             return None
+        if shares and batch.stacks <= self.used:
+            minimum = 1
         if batch.variable is None or not (batch.is_view or batch.saved >= minimum):
             return None
+        self.used |= batch.stacks
         record(Fired("reroll", self.rule, _describe(members)))
         return Pack(positions, batch.variable, anchored)
 

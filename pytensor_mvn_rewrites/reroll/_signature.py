@@ -9,7 +9,7 @@ from pytensor.tensor.elemwise import DimShuffle, Elemwise
 from pytensor.tensor.subtensor import AdvancedSubtensor, Subtensor
 from pytensor.tensor.type import TensorType
 
-from pytensor_mvn_rewrites.ops.gaussian import GaussianOp
+from pytensor_mvn_rewrites.ops.gaussian import FusedOp
 
 #: Ops that can be batched when an integer constant differs from term to term. For all others an
 #: integer says what to do (a shape, an axis) and counts by value.
@@ -102,7 +102,7 @@ def _is_integer(constant: Constant) -> bool:
 
 def is_anchor(op) -> bool:
     """Whether batching `op` is worth stacking its inputs, however they were computed."""
-    return isinstance(op, GaussianOp)
+    return isinstance(op, FusedOp)
 
 
 def is_commutative(op) -> bool:

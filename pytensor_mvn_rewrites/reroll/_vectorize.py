@@ -18,7 +18,7 @@ from pytensor.tensor.subtensor import (
 )
 
 from pytensor_mvn_rewrites.ops.check import batched_check
-from pytensor_mvn_rewrites.ops.gaussian import GaussianOp
+from pytensor_mvn_rewrites.ops.gaussian import FusedOp
 
 
 class CannotBatch(Exception):
@@ -59,7 +59,7 @@ def vectorize(node: Apply, batched: list[Variable | None], count: int) -> list[V
             raise CannotBatch("masks that differ from term to term select different lengths")
         case IncSubtensor() | AdvancedIncSubtensor():
             return [_inc_subtensor(node, inputs, batched, count)]
-        case OpFromGraph() if not isinstance(node.op, GaussianOp) and _has_fallback_only(node.op):
+        case OpFromGraph() if not isinstance(node.op, FusedOp) and _has_fallback_only(node.op):
             return _inner_graph(node, batched, count)
         case op if _has_fallback_only(op) and not hasattr(op, "gufunc_signature"):
             raise CannotBatch(f"{op} has no batched form")

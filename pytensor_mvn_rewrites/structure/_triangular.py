@@ -29,6 +29,7 @@ from pytensor_mvn_rewrites.matching import (
     matrix_view,
     scalar_constant,
 )
+from pytensor_mvn_rewrites.ops import PackedCholesky
 from pytensor_mvn_rewrites.structure.diagonal import is_square
 
 
@@ -71,6 +72,8 @@ def triangularity(
     match matrix.owner_op_and_inputs:
         case (Blockwise(Cholesky(lower=True)), _):
             return Triangularity.CHOLESKY
+        case (PackedCholesky(log_diagonal=log_diagonal), _) if matrix.owner.outputs[0] is matrix:
+            return Triangularity.CHOLESKY if log_diagonal else Triangularity.LOWER
         case (AllocDiag(offset=0), diagonal):
             return Triangularity.CHOLESKY if is_positive(diagonal) else Triangularity.LOWER
         case (Elemwise(scalar_op=Add()), *inputs) if all(map(is_square, inputs)):

@@ -8,6 +8,7 @@
 `formulas`    the formulas of small matrices; `lane_loops` those of medium ones
 `general`     the kernel for every size, one matrix after the other
 `single`      the formulas of `general`; `lapack` where blocking pays
+`packed_cholesky`  the kernels of ``PackedCholesky``
 `vectors`     the vectors that `lanes` is written in
 `jit`         compiles and caches kernels, and calls them by their address
 ============  =================================================================================

@@ -1,0 +1,147 @@
+"""The packed Cholesky factor of ``pm.LKJCholeskyCov``: transform, prior and matrix in one op."""
+
+import numpy as np
+import pytensor.tensor as pt
+from pytensor.graph.basic import Constant
+from pytensor.graph.rewriting.basic import copy_stack_trace, node_rewriter
+from pytensor.scalar.basic import Exp
+from pytensor.tensor.elemwise import Elemwise
+from pytensor.tensor.shape import SpecifyShape
+from pytensor.tensor.subtensor import (
+    AdvancedIncSubtensor,
+    AdvancedSubtensor,
+    IncSubtensor,
+    Subtensor,
+    indices_from_subtensor,
+)
+
+from pytensor_mvn_rewrites.matching import Tensor, scalar_constant
+from pytensor_mvn_rewrites.ops import PackedCholesky, packed_cholesky
+from pytensor_mvn_rewrites.ops.packed_cholesky import diagonal_positions
+from pytensor_mvn_rewrites.pipeline import structure
+from pytensor_mvn_rewrites.structure._assemble import outputs_like
+
+
+@structure
+@node_rewriter([PackedCholesky])
+def packed_diagonal_is_exponential(fgraph, node):
+    r"""PackedCholesky(u[diagonal].set(exp(u[diagonal]))) -> PackedCholesky{log_diagonal}(u).
+
+    What PyMC's transform ``CholeskyCovPacked`` computes from the unconstrained vector u. Cost: the
+    same work in one node instead of four, and one pullback instead of five.
+    Declines unless the exponentials are those of the diagonal and of u itself.
+    """
+    if node.op.log_diagonal:
+        return None
+    log_packed = log_diagonal_of(node.inputs[0], node.op.n)
+    if log_packed is None:
+        return None
+    *others, diag = packed_cholesky(log_packed, node.op.n, log_diagonal=True)
+    return outputs_like(node, [*others, pt.exp(diag)])
+
+
+@structure
+@node_rewriter([AdvancedIncSubtensor])
+def packed_cholesky_is_unpacked(fgraph, node):
+    """zeros((n, n))[tril_indices(n)].set(u[diagonal].set(exp(u[diagonal]))) -> PackedCholesky(u).
+
+    So ``pm.expand_packed_triangular`` unpacks the factor of ``pm.LKJCholeskyCov`` in a model: the
+    prior looks at the same node. Cost: one node instead of six, one pullback instead of six.
+    Declines for vectors of another form, see `packed_diagonal_is_exponential`.
+    """
+    zeros, packed, *indices = node.inputs
+    n = zeros.type.shape[-1]
+    if not node.op.set_instead_of_inc or n is None or zeros.type.ndim < 2:
+        return None
+    *batch, rows, columns = indices_from_subtensor(indices, node.op.idx_list)
+    if len(batch) != zeros.type.ndim - 2 or any(index != slice(None) for index in batch):
+        return None
+    if not all(
+        isinstance(own, Constant) and np.array_equal(own.data, index)
+        for own, index in zip((rows, columns), np.tril_indices(n), strict=True)
+    ):
+        return None
+    if scalar_constant(zeros) != 0 or packed.type.ndim != zeros.type.ndim - 1:
+        return None
+    log_packed = log_diagonal_of(packed, n)
+    if log_packed is None:
+        return None
+    chol = packed_cholesky(log_packed, n, log_diagonal=True)[0]
+    [old] = node.outputs
+    if chol.type.dtype != old.type.dtype or chol.type.broadcastable != old.type.broadcastable:
+        return None
+    chol.tag.lower_triangular = True
+    copy_stack_trace(old, chol)
+    return [chol]
+
+
+@structure
+@node_rewriter([Subtensor, AdvancedSubtensor])
+def packed_diagonal_is_known(fgraph, node):
+    """u[diagonal] -> the output `diag` of PackedCholesky{log_diagonal}(u), where there is one.
+
+    So the Jacobian of PyMC's transform reads it. Cost: one cotangent more of a pullback that is
+    there, instead of two nodes. Declines for other indices.
+    """
+    packed = node.inputs[0]
+    for client, _ in fgraph.clients.get(packed, ()):
+        match client.op:
+            case PackedCholesky(log_diagonal=True, n=n) if takes(node, n):
+                diag = client.outputs[3]
+                if diag.type.broadcastable != node.outputs[0].type.broadcastable:
+                    return None
+                copy_stack_trace(node.outputs, diag)
+                return [diag]
+    return None
+
+
+def log_diagonal_of(packed: Tensor, n: int) -> Tensor | None:
+    """The vector u of ``packed = u[diagonal].set(exp(u[diagonal]))``, or None."""
+    match packed.owner_op_and_inputs:
+        case (SpecifyShape(), inner, *_):
+            return log_diagonal_of(inner, n)
+        case (
+            (IncSubtensor() | AdvancedIncSubtensor()) as op,
+            log_packed,
+            entries,
+            *_,
+        ) if op.set_instead_of_inc and takes(packed.owner, n):
+            pass
+        case _:
+            return None
+    match entries.owner_op_and_inputs:
+        case (Elemwise(scalar_op=Exp()), exponents):
+            pass
+        case _:
+            return None
+    match exponents.owner_op_and_inputs:
+        case (Subtensor() | AdvancedSubtensor(), inner, *_) if inner is log_packed:
+            return log_packed if takes(exponents.owner, n) else None
+        case (PackedCholesky(log_diagonal=True, n=own_n), inner) if inner is log_packed:
+            is_diagonal = exponents is exponents.owner.outputs[3] and own_n == n
+            return log_packed if is_diagonal else None
+    return None
+
+
+def takes(node, n: int) -> bool:
+    """Whether an indexing node takes (or sets) the diagonal of packed triangles of n rows."""
+    packed = node.inputs[0]
+    n_before = 1 if isinstance(node.op, Subtensor | AdvancedSubtensor) else 2
+    index = indices_from_subtensor(node.inputs[n_before:], node.op.idx_list)
+    if len(index) != packed.type.ndim or any(i != slice(None) for i in index[:-1]):
+        return False
+    positions = selected(index[-1], n * (n + 1) // 2)
+    return positions is not None and np.array_equal(positions, diagonal_positions(n))
+
+
+def selected(index, length: int) -> np.ndarray | None:
+    """The positions that a constant index takes of an axis of known length."""
+    if isinstance(index, slice):
+        bounds = (index.start, index.stop, index.step)
+        if not all(bound is None or isinstance(bound, Constant) for bound in bounds):
+            return None
+        numbers = (None if bound is None else int(bound.data) for bound in bounds)
+        return np.arange(length)[slice(*numbers)]
+    if not isinstance(index, Constant) or index.type.ndim != 1 or index.type.dtype == "bool":
+        return None
+    return np.arange(length)[index.data] if len(index.data) <= length else None
