@@ -14,7 +14,7 @@ from pytensor.graph.traversal import ancestors
 from pytensor.tensor.elemwise import CAReduce
 
 import pytensor_mvn_rewrites as mvn
-from pytensor_mvn_rewrites.ops import mvnormal_logp
+from pytensor_mvn_rewrites.ops import mvnormal_logp, packed_cholesky
 from pytensor_mvn_rewrites.reroll.sums import reroll_sums
 from tests.harness import (
     PIPELINE_MODE,
@@ -353,3 +353,24 @@ def test_the_rewritten_function_runs_in_the_reference_mode(rng):
     new = rewritten([sum(f(x[i]) for i in range(N))])
     fn = pytensor.function([x], new, mode=REFERENCE_MODE)
     assert np.isfinite(fn(rng.normal(size=N))[0])
+
+
+def test_short_terms_of_a_pack_go_with_it(rng):
+    """Terms too short to be worth a stack of their own share the stack of others."""
+    vectors = [pt.vector(f"v_{i}", shape=(3,)) for i in range(2)]
+    long = [f(packed_cholesky(v, 2)[1]).sum() for v in vectors]
+    short = [v[[0, 2]].sum() for v in vectors]
+    assert "Join" not in op_names(rewritten([pt.add(*short)]))
+    values = {v: rng.uniform(1, 2, size=3) for v in vectors}
+    graph = pt.add(*long, *short)
+    new = rewritten([graph])
+    names = op_names(new)
+    assert names.count("PackedCholesky") == names.count("Join") == 1
+    # one sum for each pack
+    assert names.count("Sum") == 2
+    assert_same_numbers(graph, new, values)
+
+
+def op_names(graph) -> list[str]:
+    nodes = {var.owner for var in ancestors(graph) if var.owner}
+    return [type(node.op).__name__ for node in nodes]
