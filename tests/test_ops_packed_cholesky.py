@@ -99,7 +99,10 @@ def test_shapes_are_inferred():
 @pytest.mark.parametrize("batch", [(), (4,), (2, 3), (0,)], ids=str)
 def test_kernels(rng, monkeypatch, batch, dtype):
     """Both kernels run on Numba, and give what the formulas give."""
-    from pytensor_mvn_rewrites.lower.numba import packed_cholesky as kernels
+    # the package registers them: importing the module here would hide it if it did not
+    from pytensor_mvn_rewrites.lower import numba as package
+
+    kernels = package.packed_cholesky
 
     asked_for = []
     compile_source = kernels.compile_source

@@ -1,15 +1,17 @@
 """The kernels of ``PackedCholesky`` and its pullback: one packed triangle after the other.
 
-The batch axes become one, and each row of a triangle is read and written once. The work on a row is
-a few multiplications and, on the diagonal, one exponential and one square root: there is nothing to
+Their sources are generated for a number of batch axes and of rows, so that a node reads its inputs
+where they are, without a copy or another shape: for the few small triangles of a model, that would
+take longer than the arithmetic. Each entry of a triangle is read and written once. The work on it
+is a few multiplications and, on the diagonal, an exponential and a square root: there is nothing to
 gain from vector lanes that the stores of the factor would not lose again.
 """
 
-import numpy as np
+from textwrap import indent
+
 from pytensor.compile.builders import OpFromGraph
 from pytensor.link.numba.dispatch.basic import (
     numba_funcify_and_cache_key,
-    numba_njit,
     register_funcify_and_cache_key,
 )
 
@@ -20,11 +22,8 @@ from pytensor_mvn_rewrites.ops import PackedCholesky, PackedCholeskyPullback
 @register_funcify_and_cache_key(PackedCholesky)
 def numba_funcify_packed_cholesky(op, node, **kwargs):
     """The kernel, and a key that holds the properties of the op."""
-    source = f"""
-def PackedCholesky(packed):
-    return unpack(packed, {op.n}, {op.log_diagonal})
-"""
-    return compile_source(source, "PackedCholesky", {"unpack": unpack})
+    source = forward_source(op.n, op.log_diagonal, node.inputs[0].type.ndim - 1)
+    return compile_source(source, "PackedCholesky", {})
 
 
 @register_funcify_and_cache_key(PackedCholeskyPullback)
@@ -36,88 +35,87 @@ def numba_funcify_packed_cholesky_pullback(op, node, **kwargs):
     }
     if len(batches) > 1:
         return numba_funcify_and_cache_key.dispatch(OpFromGraph)(op, node, **kwargs)
-    source = f"""
-def PackedCholeskyPullback(chol, sd, corr_diag, g_chol, g_sd, g_corr_diag, g_diag):
-    return pull_back(
-        chol, sd, corr_diag, g_chol, g_sd, g_corr_diag, g_diag, {op.n}, {op.log_diagonal}
+    [batch] = batches
+    return compile_source(
+        pullback_source(op.n, op.log_diagonal, len(batch)), "PackedCholeskyPullback", {}
     )
+
+
+def forward_source(n: int, log_diagonal: bool, batch_ndim: int) -> str:
+    """The source of the kernel of ``PackedCholesky``."""
+    batch, at = batch_of("packed", batch_ndim)
+    triangle = f"""
+k = 0
+for i in range({n}):
+    squares = packed.dtype.type(0)
+    for j in range(i):
+        entry = packed[{at}k]
+        chol[{at}i, j] = entry
+        squares += entry * entry
+        k += 1
+    diag[{at}i] = packed[{at}k]
+    entry = {f"np.exp(packed[{at}k])" if log_diagonal else f"packed[{at}k]"}
+    chol[{at}i, i] = entry
+    for j in range(i + 1, {n}):
+        chol[{at}i, j] = 0
+    sd[{at}i] = np.sqrt(squares + entry * entry)
+    corr_diag[{at}i] = entry / sd[{at}i]
+    k += 1
 """
-    return compile_source(source, "PackedCholeskyPullback", {"pull_back": pull_back})
-
-
-@numba_njit
-def unpack(packed, n, log_diagonal):
-    """The outputs of ``PackedCholesky``."""
-    p = n * (n + 1) // 2
-    batch = packed.shape[:-1]
-    if packed.shape[-1] != p:
+    return f"""
+def PackedCholesky(packed):
+    if packed.shape[{batch_ndim}] != {n * (n + 1) // 2}:
         raise ValueError("PackedCholesky: the packed vector has another length")
-    count = packed.size // p
-    triangles = np.ascontiguousarray(packed).reshape((count, p))
-    chol = np.zeros((count, n, n), packed.dtype)
-    sd = np.empty((count, n), packed.dtype)
-    corr_diag = np.empty((count, n), packed.dtype)
-    diag = np.empty((count, n), packed.dtype)
-    for m in range(count):
-        k = 0
-        for i in range(n):
-            squares = packed.dtype.type(0)
-            for j in range(i):
-                entry = triangles[m, k]
-                chol[m, i, j] = entry
-                squares += entry * entry
-                k += 1
-            entry = triangles[m, k]
-            diag[m, i] = entry
-            if log_diagonal:
-                entry = np.exp(entry)
-            chol[m, i, i] = entry
-            sd[m, i] = np.sqrt(squares + entry * entry)
-            corr_diag[m, i] = entry / sd[m, i]
-            k += 1
-    vectors = (*batch, n)
-    return (
-        chol.reshape((*vectors, n)),
-        sd.reshape(vectors),
-        corr_diag.reshape(vectors),
-        diag.reshape(vectors),
-    )
+    chol = np.empty(({batch}{n}, {n}), packed.dtype)
+    sd = np.empty(({batch}{n},), packed.dtype)
+    corr_diag = np.empty(({batch}{n},), packed.dtype)
+    diag = np.empty(({batch}{n},), packed.dtype)
+{over_batch("packed", batch_ndim, triangle)}
+    return chol, sd, corr_diag, diag
+"""
 
 
-@numba_njit
-def pull_back(chol, sd, corr_diag, g_chol, g_sd, g_corr_diag, g_diag, n, log_diagonal):
-    """The output of ``PackedCholeskyPullback``."""
-    batch = sd.shape[:-1]
-    shapes_agree = (
-        chol.shape == g_chol.shape == (*batch, n, n)
-        and corr_diag.shape == g_sd.shape == g_corr_diag.shape == g_diag.shape == (*batch, n)
-        and sd.shape[-1] == n
-    )
-    if not shapes_agree:
+def pullback_source(n: int, log_diagonal: bool, batch_ndim: int) -> str:
+    """The source of the kernel of ``PackedCholeskyPullback``."""
+    batch, at = batch_of("sd", batch_ndim)
+    ndims = {"chol": 2, "corr_diag": 1, "g_chol": 2, "g_sd": 1, "g_corr_diag": 1, "g_diag": 1}
+    disagree = [f"sd.shape[{batch_ndim}] != {n}"]
+    disagree += [
+        f"{name}.shape[{axis}] != {f'sd.shape[{axis}]' if axis < batch_ndim else n}"
+        for name, ndim in ndims.items()
+        for axis in range(batch_ndim + ndim)
+    ]
+    triangle = f"""
+k = 0
+for i in range({n}):
+    per_diag = g_corr_diag[{at}i] / sd[{at}i]
+    per_row = (g_sd[{at}i] - per_diag * corr_diag[{at}i]) / sd[{at}i]
+    for j in range(i):
+        g_packed[{at}k] = g_chol[{at}i, j] + chol[{at}i, j] * per_row
+        k += 1
+    entry = g_chol[{at}i, i] + chol[{at}i, i] * per_row + per_diag
+    g_packed[{at}k] = g_diag[{at}i] + {f"entry * chol[{at}i, i]" if log_diagonal else "entry"}
+    k += 1
+"""
+    return f"""
+def PackedCholeskyPullback(chol, sd, corr_diag, g_chol, g_sd, g_corr_diag, g_diag):
+    if {" or ".join(disagree)}:
         raise ValueError("PackedCholeskyPullback: the shapes of the inputs do not agree")
-    p = n * (n + 1) // 2
-    count = sd.size // n
-    L, g_L = as_batch(chol, (count, n, n)), as_batch(g_chol, (count, n, n))
-    s, r = as_batch(sd, (count, n)), as_batch(corr_diag, (count, n))
-    g_s, g_r = as_batch(g_sd, (count, n)), as_batch(g_corr_diag, (count, n))
-    g_d = as_batch(g_diag, (count, n))
-    g_packed = np.empty((count, p), sd.dtype)
-    for m in range(count):
-        k = 0
-        for i in range(n):
-            per_row = (g_s[m, i] - g_r[m, i] * r[m, i] / s[m, i]) / s[m, i]
-            for j in range(i):
-                g_packed[m, k] = g_L[m, i, j] + L[m, i, j] * per_row
-                k += 1
-            entry = g_L[m, i, i] + L[m, i, i] * per_row + g_r[m, i] / s[m, i]
-            if log_diagonal:
-                entry *= L[m, i, i]
-            g_packed[m, k] = entry + g_d[m, i]
-            k += 1
-    return g_packed.reshape((*batch, p))
+    g_packed = np.empty(({batch}{n * (n + 1) // 2},), sd.dtype)
+{over_batch("sd", batch_ndim, triangle)}
+    return g_packed
+"""
 
 
-@numba_njit
-def as_batch(array, shape):
-    """`array` with one batch axis."""
-    return np.ascontiguousarray(array).reshape(shape)
+def batch_of(name: str, batch_ndim: int) -> tuple[str, str]:
+    """The batch shape of an array, and the batch index of the loops of `over_batch`."""
+    axes = range(batch_ndim)
+    return "".join(f"{name}.shape[{a}], " for a in axes), "".join(f"m{a}, " for a in axes)
+
+
+def over_batch(name: str, batch_ndim: int, body: str) -> str:
+    """`body` inside a loop for each batch axis of an array, as part of a function."""
+    for axis in reversed(range(batch_ndim)):
+        loop = f"for m{axis} in range({name}.shape[{axis}]):"
+        body = f"{loop}\n{indent(body, '    ')}"
+    return indent(body, "    ")
