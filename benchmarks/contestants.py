@@ -6,6 +6,7 @@ quantities that it measured. Those that can be evaluated also have `time` and `v
 
 import ctypes
 import importlib
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,10 @@ class Evaluated:
             for _ in range(self._n_calls):
                 self.call()
         return batch[clock] / self._n_calls
+
+    def inside(self, clock: str = "wall") -> float | None:
+        """Seconds of one evaluation that compiled code calls, if there is such code."""
+        return None
 
     def memory(self) -> int | None:
         """Bytes by which calls raise the resident memory above its rest; None if not on Linux."""
@@ -129,7 +134,41 @@ class PyMCModel(Evaluated):
 
     def call(self):
         """Log-density and gradient at the initial point; JAX has to be waited for."""
-        return [np.asarray(out) for out in self.function(self.start)]
+        outputs = self.function(self.start)
+        return [np.asarray(out) for out in outputs] if self.mode == "JAX" else outputs
+
+    @cached_property
+    def _compiled_loop(self):
+        """A function of Numba's that evaluates at a point so many times; None without Numba."""
+        compiled = getattr(self.function._pytensor_function.vm, "jit_fn", None)
+        if compiled is None or "numba" not in type(compiled).__module__:
+            return None
+        import numba
+
+        # the storages of the function: the point comes first, what is shared follows
+        _, *shared = (cell.storage[0] for cell in self.function._pytensor_function.input_storage)
+
+        @numba.njit
+        def loop(n_calls, point, shared):
+            for _ in range(n_calls):
+                compiled(point, *shared)
+
+        return lambda n_calls: loop(n_calls, self.start, tuple(shared))
+
+    def inside(self, clock: str = "wall", batch_seconds: float = 0.05) -> float | None:
+        """Seconds of one evaluation that compiled code calls, as nutpie does; None without Numba.
+
+        A call from Python takes some microseconds more, whatever the model.
+        """
+        if self._compiled_loop is None:
+            return None
+        self._compiled_loop(1)
+        with stopwatch() as once:
+            self._compiled_loop(10)
+        n_calls = max(1, round(10 * batch_seconds / max(once["cpu"], 1e-7)))
+        with stopwatch() as batch:
+            self._compiled_loop(n_calls)
+        return batch[clock] / n_calls
 
     def values(self, file: str, points: int = 5) -> None:
         """Save log-densities and gradients at the initial point and at random ones around it."""

@@ -9,7 +9,7 @@ import pytensor.tensor as pt
 from benchmarks.scenarios import (
     Bar,
     Scenario,
-    faster,
+    faster_both,
     first_gradient,
     model,
     on_and_off,
@@ -255,7 +255,7 @@ def scenarios(pick) -> Iterator[Scenario]:
         "groups:forum_answer",
         f"an LKJCholeskyCov and an MvNormal for each of 2 groups, {rows} rows each, n=2",
         on_and_off("groups.forum_answer", rows=rows),
-        (faster(20), *first_gradient(1)),
+        (*faster_both(20), *first_gradient(1)),
         reference="off",
     )
     yield Scenario(
@@ -270,7 +270,7 @@ def scenarios(pick) -> Iterator[Scenario]:
         "groups:one_factor",
         f"MvNormal('obs', mu, chol=chol, observed=data), {few} and {many} rows, n=2",
         on_and_off("groups.one_factor", rows=few),
-        (faster(40),),
+        faster_both(40),
         reference="off",
     )
     yield Scenario(
@@ -299,7 +299,7 @@ def scenarios(pick) -> Iterator[Scenario]:
         "groups:ragged",
         "{groups} ragged groups in a loop, {rows} rows, n={n}".format(**sizes),
         on_and_off("groups.lkj_loop", ragged=True, **sizes),
-        (faster(200), *first_gradient(1)),
+        (*faster_both(200), *first_gradient(1)),
         reference="off",
         warm=1,
     )
@@ -309,7 +309,7 @@ def scenarios(pick) -> Iterator[Scenario]:
         "groups:gathered",
         "chols[idx]: {rows} rows, {groups} groups, n={n}".format(**sizes),
         on_and_off("groups.gathered_factors", **sizes),
-        (faster(30),),
+        faster_both(30),
         reference="off",
     )
 
@@ -320,7 +320,7 @@ def scenarios(pick) -> Iterator[Scenario]:
             **sizes
         ),
         on_and_off("groups.hierarchical_var", **sizes),
-        (*first_gradient(1 / 5), faster(3)),
+        (*first_gradient(1 / 5), *faster_both(3)),
         reference="off",
     )
 

@@ -145,7 +145,11 @@ def evaluate(found: dict[str, Measured], workers, effort: Effort, say) -> None:
         say(f"evaluations, round {i + 1} of {effort.rounds}")
         for label in timed[::-1] if i % 2 else timed:
             try:
-                found[label].add(evaluate=workers[label].ask("time", clock=effort.clock))
+                ask = workers[label].ask
+                found[label].add(
+                    evaluate=ask("time", clock=effort.clock),
+                    inside=ask("inside", clock=effort.clock),
+                )
             except WorkerError as error:
                 found[label].error = str(error)
                 timed = [other for other in timed if other != label]

@@ -140,14 +140,21 @@ def unrewritten(function: str, **arguments) -> Variant:
     return Variant("unrewritten", "UnrewrittenModel", described, timed=False, once=True)
 
 
-def faster(times: float, label: str = "on", than: str = "off") -> Bar:
-    """Evaluations that are at least so many times faster."""
+def faster(times: float, label: str = "on", than: str = "off", *, inside: bool = False) -> Bar:
+    """Evaluations that are at least so many times faster; `inside`: called from compiled code."""
+    quantity = "inside" if inside else "evaluate"
     return Bar(
-        f"evaluation of '{label}' at least {times:g} times faster than of '{than}'",
-        (than, "evaluate"),
-        (label, "evaluate"),
+        f"evaluation of '{label}'{' from compiled code' * inside} at least {times:g} times faster "
+        f"than of '{than}'",
+        (than, quantity),
+        (label, quantity),
         at_least=times,
     )
+
+
+def faster_both(times: float) -> tuple[Bar, Bar]:
+    """The bar for evaluations from Python, and for those from compiled code."""
+    return faster(times), faster(times, inside=True)
 
 
 def first_gradient(factor: float, label: str = "on", than: str = "off") -> tuple[Bar, Bar]:
