@@ -230,16 +230,29 @@ class Rows:
         """An output of the op with all batch dimensions of the formula."""
         return dimshuffled(var, tuple(self.index(axis) for axis in range(len(self.positions))))
 
-    def per_matrix(self, var: Tensor) -> Tensor | None:
-        """An output of the op with the batch dimensions of the matrix; None if it has more."""
+    def per_matrix(self, var: Tensor, *, of_first_row: bool = False) -> Tensor | None:
+        """An output of the op with the batch dimensions of the matrix; None if it has more.
+
+        With `of_first_row`, that of the first row of those that share a matrix, if there is
+        provably one.
+        """
+        index: list[int | slice] = []
         for i, axis in enumerate(self.keep):
             position = self.positions[axis]
-            if position == "x" or var.type.broadcastable[i] != self.matrix_batch[position]:
+            if position != "x" and var.type.broadcastable[i] == self.matrix_batch[position]:
+                index.append(slice(None))
+            elif position == "x" and of_first_row and self.n_rows(i):
+                index.append(0)
+            else:
                 return None
-        return dimshuffled(
-            var,
-            tuple(self.index(self.positions.index(i)) for i in range(len(self.matrix_batch))),
-        )
+        var = var[tuple(index)] if 0 in index else var
+        left = [self.positions[axis] for axis in self.keep if self.positions[axis] != "x"]
+        order = (left.index(i) if i in left else "x" for i in range(len(self.matrix_batch)))
+        return dimshuffled(var, tuple(order))
+
+    def n_rows(self, i: int) -> int | None:
+        """The length of the batch axis i of the op, along which only delta varies, if known."""
+        return self.delta.type.shape[i - len(self.keep) - 1]
 
 
 def align(solve: Apply, matrix: Variable) -> Rows:
@@ -272,7 +285,7 @@ def replace_halves(fgraph, formula: Formula, quaddist: Quaddist, rows: Rows, hal
     rows than matrices, the elementwise ops that combine it with the quadratic form take the rows'.
     """
     replacements: dict[Variable, Tensor] = {}
-    per_matrix = rows.per_matrix(posdef)
+    per_matrix = rows.per_matrix(posdef, of_first_row=bool(quaddist.axes))
     for check in formula.posdefs:
         if check.out.type.ndim == 0:
             replacements[check.out] = posdef.all() if posdef.type.ndim else posdef
@@ -280,7 +293,7 @@ def replace_halves(fgraph, formula: Formula, quaddist: Quaddist, rows: Rows, hal
             return None
         else:
             replacements[check.out] = per_matrix.all(axis=check.axes) if check.axes else per_matrix
-    per_matrix = rows.per_matrix(half_logdet)
+    per_matrix = rows.per_matrix(half_logdet, of_first_row=bool(quaddist.axes))
     for half in formula.half_logdets:
         if per_matrix is not None:
             replacements[half.out] = sum_over(per_matrix, half.axes)

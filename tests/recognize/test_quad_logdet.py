@@ -147,6 +147,34 @@ def test_batch_summed(rng):
     )
 
 
+@pytest.mark.parametrize("check", [False, True])
+def test_rows_summed_before_they_meet_the_log_determinant(rng, check):
+    """The log-density of all rows, as one writes it by hand."""
+    X, S = pt.matrix("X", shape=(5, 3)), pt.matrix("S", shape=(3, 3))
+    L = pt.linalg.cholesky(S)
+    quad, half, posdef = inv_quad_logdet(X, S)
+    checks = [(pt.diagonal(L) > 0).all()] if check else []
+    assert_rewrites_to(
+        [-0.5 * (whitened(L, X, b_ndim=1) ** 2).sum() - 5 * half_logdet(L), *checks],
+        [-0.5 * quad.sum() - 5 * half[0], *([posdef.all()] if check else [])],
+        {X: rng.normal(size=(5, 3)), S: spd(rng, n=3)},
+    )
+
+
+def test_rows_of_a_batch_summed_before_they_meet_the_log_determinant(rng):
+    X, S = pt.tensor3("X", shape=(4, 5, 3)), pt.tensor3("S", shape=(4, 3, 3))
+    L = pt.linalg.cholesky(S)
+    quad, half, posdef = inv_quad_logdet(X, S[:, None])
+    assert_rewrites_to(
+        [
+            (whitened(L, X.mT) ** 2).sum((-2, -1)) + half_logdet(L),
+            (pt.diagonal(L, axis1=-2, axis2=-1) > 0).all(-1),
+        ],
+        [quad.sum(-1) + half[:, 0], posdef[:, 0]],
+        {X: rng.normal(size=(4, 5, 3)), S: spd(rng, 4, n=3)},
+    )
+
+
 def test_two_vectors_with_one_covariance(vector, rng):
     d, S, values = vector
     e = pt.vector("e", shape=(3,))
@@ -239,7 +267,7 @@ def declining(name):
         "check against another bound": [quad + half, pt.all(pt.diag(L) > 1e-3)],
         "complex": (whitened(pt.linalg.cholesky(pt.zmatrix()), pt.zvector()) ** 2).sum(),
         # with no row, the op has no log-determinant to give
-        "rows summed before they meet the log-determinant": (
+        "rows, perhaps none, summed before they meet the log-determinant": (
             (whitened(L, X, b_ndim=1) ** 2).sum() + half
         ),
         "log-determinant beside other rows": [
@@ -265,7 +293,7 @@ NAMES = [
     "log of the absolute diagonal",
     "check against another bound",
     "complex",
-    "rows summed before they meet the log-determinant",
+    "rows, perhaps none, summed before they meet the log-determinant",
     "log-determinant beside other rows",
 ]
 
