@@ -18,15 +18,18 @@ from pymc.distributions.multivariate import (
     _lkj_normalizing_constant,
     _LKJCholeskyCovRV,
 )
-from pymc.logprob.abstract import _logprob
+from pymc.logprob.abstract import ValuedRV, _logprob
 from pymc.logprob.basic import logp as logp_of
 from pymc.logprob.utils import CheckParameterValue
-from pytensor.graph.basic import Apply, Constant
+from pytensor.assumptions import AssumptionKey, FactState, SpecifyAssumptions
+from pytensor.graph.basic import Apply, Constant, Variable
+from pytensor.graph.fg import Output
 from pytensor.graph.rewriting.basic import node_rewriter
 from pytensor.tensor.random.basic import MvNormalRV
 
+from pytensor_mvn_rewrites.matching import is_declared
 from pytensor_mvn_rewrites.ops import mvnormal_logp, noisy_kronecker_quad_logdet, packed_cholesky
-from pytensor_mvn_rewrites.pipeline import logprob
+from pytensor_mvn_rewrites.pipeline import logprob, logprob_graph
 
 
 class FusedMvNormalRV(MvNormalRV):
@@ -153,6 +156,29 @@ def fused_lkj_cholesky_cov_logp(op, values, rng, n, eta, sd_dist, **kwargs):
     log_jacobian = (log_corr_diag - row * pt.log(sd)).sum()
     logp_sd = logp_of(sd_dist, sd).sum()
     return _lkj_normalizing_constant(eta, n) + logp_lkj + logp_sd + log_jacobian
+
+
+@logprob_graph
+def keep_declarations(fgraph):
+    """What a model declares with ``assume`` holds in its log-density, too.
+
+    PyTensor drops the markers from the graph of random variables, and remembers the facts with that
+    graph alone.
+    """
+    feature = getattr(fgraph, "assumption_feature", None)
+    if feature is None:
+        return
+    facts: dict[Variable, dict[AssumptionKey, FactState]] = {}
+    for (var, key), state in list(feature.cache.items()):
+        if state is not FactState.TRUE or var not in fgraph.variables:
+            continue
+        # PyMC looks for these, without a marker
+        if any(isinstance(client.op, Output | ValuedRV) for client, _ in fgraph.clients[var]):
+            continue
+        if is_declared(fgraph, var, key):
+            facts.setdefault(var, {})[key] = state
+    markers = [(var, SpecifyAssumptions(declared)(var)) for var, declared in facts.items()]
+    fgraph.replace_all(markers, reason="keep_declarations")
 
 
 def check_posdef(logp, posdef, msg: str):

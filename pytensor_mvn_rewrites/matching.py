@@ -9,10 +9,12 @@ import numpy as np
 import pytensor
 from pytensor.assumptions import (
     POSITIVE_DEFINITE,
+    AssumptionKey,
     FactState,
     SpecifyAssumptions,
     check_assumption,
 )
+from pytensor.assumptions.core import infer_assumption_for_node
 from pytensor.compile.mode import Mode
 from pytensor.graph.basic import Apply, Constant, Variable
 from pytensor.graph.fg import FunctionGraph
@@ -274,9 +276,23 @@ def definiteness(fgraph: FunctionGraph, matrix: Variable) -> Definiteness:
             if (POSITIVE_DEFINITE, FactState.TRUE) in declared:
                 return Definiteness.DEFINITE
             return definiteness(fgraph, inner)
-    # of an input, PyTensor knows what the user declared; of other ops its rules say too much
-    by_user = matrix.owner is None and check_assumption(fgraph, matrix, POSITIVE_DEFINITE)
-    return Definiteness(2 * by_user)
+    return Definiteness(2 * is_declared(fgraph, matrix, POSITIVE_DEFINITE))
+
+
+def is_declared(fgraph: FunctionGraph, var: Variable, fact: AssumptionKey) -> bool:
+    """Whether the user declared `fact` of `var`, which no rule of PyTensor's says of its op.
+
+    PyTensor calls every ``X @ X.T`` positive definite. What the user declares it remembers with
+    the graph, and drops the marker.
+    """
+    if not check_assumption(fgraph, var, fact):
+        return False
+    if var.owner is None:
+        return not isinstance(var, Constant)
+    feature = fgraph.assumption_feature
+    states = [feature.get(inp, fact) for inp in var.owner.inputs]
+    by_rule = infer_assumption_for_node(fact, var.owner.op, feature, fgraph, var.owner, states)
+    return by_rule[var.owner.outputs.index(var)] is not FactState.TRUE
 
 
 def _definiteness_of_product(fgraph, inputs) -> Definiteness:

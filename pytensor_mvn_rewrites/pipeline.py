@@ -38,6 +38,9 @@ from pytensor_mvn_rewrites.config import OPT_IN_TAG, is_active
 #: Position of the lowering in `optdb`: after ``specialize`` (2), before elementwise fusion (49).
 LOWER_POSITION = 2.9
 
+#: Position in PyMC's database of logprob rewrites: after its last canonicalization (4).
+IR_END_POSITION = 4.5
+
 #: PyTensor leaves rewrites with this tag out of the inner graphs of ops such as ours.
 RECOGNITION_TAG = "symbolic_op_recognition"
 
@@ -234,6 +237,20 @@ def logprob(rule):
     RULES.setdefault("logprob", {})[rule_name(rule)] = rule
     specialization_ir_rewrites_db.register(
         f"mvn_{rule_name(rule)}", _guarded(rule, "logprob", opted_in=False), "basic"
+    )
+    return rule
+
+
+def logprob_graph(rule):
+    """Register a whole-graph rewrite that runs when PyMC is done with the random variables."""
+    from pymc.logprob.rewriting import logprob_rewrites_db
+
+    RULES.setdefault("logprob", {})[rule_name(rule)] = rule
+    logprob_rewrites_db.register(
+        f"mvn_{rule_name(rule)}",
+        _guarded(rule, "logprob", opted_in=False),
+        "basic",
+        position=IR_END_POSITION,
     )
     return rule
 

@@ -116,9 +116,10 @@ class _Mirrors:
     def _is_symmetric_alone(self, matrix) -> bool:
         if all(matrix.type.broadcastable[-2:]) or diagonal_of(matrix) is not None:
             return True
+        if check_assumption(self.fgraph, matrix, SYMMETRIC):
+            # PyTensor drops the markers of what was declared, and remembers the facts
+            return True
         match matrix.owner_op_and_inputs:
-            case (None,):
-                return check_assumption(self.fgraph, matrix, SYMMETRIC)
             case (SpecifyAssumptions(assumptions=declared), _):
                 return any(
                     (key, FactState.TRUE) in declared for key in (SYMMETRIC, POSITIVE_DEFINITE)

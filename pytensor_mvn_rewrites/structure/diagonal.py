@@ -12,6 +12,7 @@ from pytensor.tensor.elemwise import Elemwise
 from pytensor_mvn_rewrites.matching import (
     Tensor,
     dimshuffled,
+    is_core_diagonal,
     is_real_float,
     matrix_view,
     scalar_constant,
@@ -124,6 +125,14 @@ def product(factors: list[Tensor]) -> Tensor:
         return pt.mul(*factors)
     same_dtype = pt.mul(*factors).type.dtype
     return (pt.mul(*others) if len(others) > 1 else others[0]).astype(same_dtype)
+
+
+def without_round_trip(vector: Tensor) -> Tensor:
+    """The v of ``diagonal(diag(v))``, which is what PyTensor makes of ``diag(v) @ R``."""
+    if vector.owner is not None and is_core_diagonal(vector.owner):
+        diag = diagonal_of(vector.owner.inputs[0])
+        return vector if diag is None else diag
+    return vector
 
 
 def _diagonal_of_constant(data: np.ndarray) -> Tensor | None:

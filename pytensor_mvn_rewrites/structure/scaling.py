@@ -15,7 +15,6 @@ from pytensor_mvn_rewrites.matching import (
     Tensor,
     constant_value,
     dimshuffled,
-    is_core_diagonal,
     is_real_float,
     without_leading_ones,
 )
@@ -26,8 +25,9 @@ from pytensor_mvn_rewrites.structure._kron import kron_factors
 from pytensor_mvn_rewrites.structure._symmetry import is_symmetric, is_transpose
 from pytensor_mvn_rewrites.structure.block_diagonal import blocks_of
 from pytensor_mvn_rewrites.structure.cholesky_given import given_cholesky_factor
-from pytensor_mvn_rewrites.structure.diagonal import diagonal_of
+from pytensor_mvn_rewrites.structure.diagonal import without_round_trip
 from pytensor_mvn_rewrites.structure.kronecker_noise import split_noise
+from pytensor_mvn_rewrites.structure.kronecker_sum import kron_terms
 from pytensor_mvn_rewrites.structure.low_rank import low_rank_plus_diagonal
 from pytensor_mvn_rewrites.structure.precision import inverted_matrix
 
@@ -81,14 +81,6 @@ def split_scaling(fgraph, matrix) -> tuple[Tensor, Tensor] | None:
     return reduce(mul, map(without_round_trip, vectors)), inner
 
 
-def without_round_trip(vector) -> Tensor:
-    """The v of ``diagonal(diag(v))``, which is what PyTensor makes of ``diag(v) @ R``."""
-    if vector.owner is not None and is_core_diagonal(vector.owner):
-        diag = diagonal_of(vector.owner.inputs[0])
-        return vector if diag is None else diag
-    return vector
-
-
 def peel(matrix) -> tuple[list[Tensor], list[Tensor], Tensor]:
     """The columns and rows that scale the rows and columns of a matrix, and the matrix itself."""
     match matrix.owner_op_and_inputs:
@@ -124,4 +116,5 @@ def is_structured(fgraph, matrix) -> bool:
         or len(kron_factors(product)[1]) > 1
         or given_cholesky_factor(fgraph, matrix) is not None
         or low_rank_plus_diagonal(fgraph, matrix) is not None
+        or kron_terms(matrix) is not None
     )

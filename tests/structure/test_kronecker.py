@@ -177,6 +177,21 @@ def test_declared_symmetric(rng):
     assert_same_numbers(graph, new, values, wrt=[delta, A], condition=1e2)
 
 
+@pytest.mark.parametrize("computed", [True, False], ids=["of an expression", "of a parameter"])
+def test_declared_symmetric_in_a_model(rng, computed):
+    """PyTensor drops the marker before the log-density is made; PyMC looks for its variables."""
+    with pm.Model() as model:
+        b = pm.Normal("b", shape=(3, 3), initval=spd(rng, n=3))
+        B = assume(1.5 * b if computed else b, symmetric=True)
+        pm.MvNormal("y", np.zeros(6), cov=kron(np.eye(2) + 1, B), observed=rng.normal(size=6))
+    found = {"InvQuadLogdet{cov}": 1} if computed else {"MvNormalLogp{cov}": 1}
+    assert our_ops(rewritten([model.logp()])) == found
+    point = model.initial_point()
+    logp = model.compile_logp(mode=PIPELINE_MODE)(point)
+    with mvn.disable():
+        np.testing.assert_allclose(logp, model.compile_logp(mode=PIPELINE_MODE)(point), rtol=1e-12)
+
+
 def test_not_symmetric_factor(rng):
     """The dense Cholesky reads both triangles of the second Kronecker factor."""
     delta, A, B = pt.vector("delta", shape=(6,)), pt.matrix(shape=(2, 2)), pt.matrix(shape=(3, 3))
