@@ -6,8 +6,8 @@ from pytensor.link.jax.linker import JAXLinker
 from pytensor.tensor.rewriting.basic import constant_folding
 
 from pytensor_mvn_rewrites.ops import (
-    ExpmQuaddist,
-    ExpmQuaddistPullback,
+    ExpmQuadLogdet,
+    ExpmQuadLogdetPullback,
     NoisyKroneckerQuadLogdet,
     NoisyKroneckerQuadLogdetPullback,
 )
@@ -17,14 +17,14 @@ from pytensor_mvn_rewrites.pipeline import lower
 INLINED_OPS: tuple[type[GaussianOp], ...] = (
     NoisyKroneckerQuadLogdet,
     NoisyKroneckerQuadLogdetPullback,
-    ExpmQuaddist,
-    ExpmQuaddistPullback,
+    ExpmQuadLogdet,
+    ExpmQuadLogdetPullback,
 )
 
 
 @lower("fast_run")
 def inline_eigendecompositions(fgraph):
-    """NoisyKroneckerQuadLogdet, ExpmQuaddist and their pullbacks -> their formulas.
+    """NoisyKroneckerQuadLogdet, ExpmQuadLogdet and their pullbacks -> their formulas.
 
     Cost: an op and its pullback decompose the same matrices; merged, they do it once, and those of
     constants never. Not for JAX: XLA finds what the two share.

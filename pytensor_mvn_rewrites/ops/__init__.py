@@ -1,6 +1,6 @@
 """The fused ops: each carries its reference graph and a closed-form, differentiable pullback."""
 
-from pytensor_mvn_rewrites.ops.expm import ExpmQuaddist, ExpmQuaddistPullback, expm_quaddist
+from pytensor_mvn_rewrites.ops.expm import ExpmQuadLogdet, ExpmQuadLogdetPullback, expm_quad_logdet
 from pytensor_mvn_rewrites.ops.kronecker import (
     NoisyKroneckerQuadLogdet,
     NoisyKroneckerQuadLogdetPullback,
@@ -24,8 +24,8 @@ from pytensor_mvn_rewrites.ops.quadlogdet import (
 )
 
 __all__ = [
-    "ExpmQuaddist",
-    "ExpmQuaddistPullback",
+    "ExpmQuadLogdet",
+    "ExpmQuadLogdetPullback",
     "InvQuadLogdet",
     "InvQuadLogdetPullback",
     "LowRankQuadLogdet",
@@ -36,7 +36,7 @@ __all__ = [
     "NoisyKroneckerQuadLogdetPullback",
     "PackedCholesky",
     "PackedCholeskyPullback",
-    "expm_quaddist",
+    "expm_quad_logdet",
     "inv_quad_logdet",
     "low_rank_quad_logdet",
     "mvnormal_logp",

@@ -1,52 +1,68 @@
-"""``ExpmQuaddist``: the quadratic form of a matrix exponential as one op."""
+"""``ExpmQuadLogdet``: a matrix exponential plus a multiple of the identity as one op."""
 
 import numpy as np
 import pytensor.tensor as pt
 
 from pytensor_mvn_rewrites.ops.eigen import SharedRows, eigh, pullback_of_pullback
-from pytensor_mvn_rewrites.ops.gaussian import GaussianOp, GaussianPullbackOp, fold_lower
+from pytensor_mvn_rewrites.ops.gaussian import GaussianPullbackOp, QuadLogdetOp, fold_lower
+from pytensor_mvn_rewrites.ops.quadlogdet import inv_quad_logdet
 
 
-class ExpmQuaddist(GaussianOp):
-    r"""Quadratic form of the exponential of a symmetric matrix, signature ``(n),(n,n)->()``.
+class ExpmQuadLogdet(QuadLogdetOp):
+    r"""Quadratic form and half log-determinant, signature ``(n),(),(n,n)->(),(),()``.
 
-    .. math:: q = \delta^\top e^X \delta = \sum_i e^{\lambda_i} r_i^2, \qquad
-              X = Q \Lambda Q^\top, \qquad r = Q^\top \delta
+    .. math:: q = \delta^\top \Sigma^{-1} \delta = \sum_i r_i^2 / e_i, \qquad
+              h = \tfrac12 \log|\Sigma| = \tfrac12 \sum_i \log e_i, \qquad
+              \Sigma = e^X + s I
+
+    with :math:`X = Q \Lambda Q^\top`, :math:`r = Q^\top \delta` and
+    :math:`e_i = e^{\lambda_i} + s`.
 
     Inputs
-        delta : float, shape (..., n); matrix : float, shape (..., n, n), symmetric; its lower
-        triangle is read.
+        delta : float, shape (..., n); noise : float, shape (...), the variance s;
+        matrix : float, shape (..., n, n), symmetric; its lower triangle is read.
 
     Outputs
-        quaddist : float, shape (...), NaN where the matrix is not finite.
+        quaddist, half_logdet : float, shape (...), NaN where :math:`\Sigma` is not positive
+        definite or X not finite; posdef : bool, shape (...).
     """
 
-    core_ndims = (1, 2)
-    out_core_ndims = (0,)
+    core_ndims = (1, 0, 2)
 
     def __str__(self):
         return type(self).__name__
 
-    def build_inner_graph(self, delta, matrix):
+    def build_inner_graph(self, delta, noise, matrix):
         """The formula, in plain PyTensor."""
-        delta = SharedRows(delta, matrix.type.ndim - 2)
-        eigenvalues, eigenvectors = eigh(matrix)
+        delta = SharedRows(delta, max(noise.type.ndim, matrix.type.ndim - 2))
+        spectrum, eigenvectors, _ = decompose(noise, matrix)
         rotated = delta.rows @ eigenvectors
-        return [delta.unfold((pt.exp(eigenvalues)[..., None, :] * rotated**2).sum(axis=-1), 0)]
+        quaddist = delta.unfold((rotated**2 / spectrum[..., None, :]).sum(axis=-1), 0)
+        half_logdet = 0.5 * pt.log(spectrum).sum(axis=-1)
+        posdef = (spectrum > 0).all(axis=-1)
+        return [
+            quaddist,
+            pt.broadcast_to(half_logdet, quaddist.shape),
+            pt.broadcast_to(posdef, quaddist.shape),
+        ]
 
-    def pullback(self, inputs, outputs, output_grads):
+    def pullback_op(self):
         """Closed form, as one op that is differentiable in turn."""
-        return ExpmQuaddistPullback()(*inputs, *output_grads, return_list=True)
+        return ExpmQuadLogdetPullback()
 
 
-class ExpmQuaddistPullback(GaussianPullbackOp):
-    r"""Gradient of :class:`ExpmQuaddist`: ``(n),(n,n),()->(n),(n,n)``.
+class ExpmQuadLogdetPullback(GaussianPullbackOp):
+    r"""Gradient of :class:`ExpmQuadLogdet`: ``(n),(),(n,n),(),()->(n),(),(n,n)``.
+
+    With :math:`t = r / e`,
 
     .. math::
 
-        \bar\delta &= 2 \bar q\, Q (e^\lambda \circ r) \\
-        \bar X &= \bar q\, Q \big[ \Phi \circ r r^\top \big] Q^\top, \qquad
-        \Phi_{ij} = \frac{e^{\lambda_i} - e^{\lambda_j}}{\lambda_i - \lambda_j}
+        \bar\delta &= 2 \bar q\, Q t \\
+        \bar s &= -\bar q\, t^\top t + \tfrac12 \bar h \sum_i 1 / e_i \\
+        \bar X &= Q \big[ -\bar q\, \Phi \circ t t^\top
+            + \tfrac12 \bar h\, \mathrm{diag}(e^\lambda / e) \big] Q^\top \\
+        \Phi_{ij} &= \frac{e^{\lambda_i} - e^{\lambda_j}}{\lambda_i - \lambda_j}
             = e^{\max(\lambda_i, \lambda_j)} \frac{1 - e^{-d}}{d}, \quad
             d = |\lambda_i - \lambda_j|
 
@@ -56,27 +72,41 @@ class ExpmQuaddistPullback(GaussianPullbackOp):
     Its own derivative is that of PyTensor's matrix exponential.
     """
 
-    core_ndims = (1, 2, 0)
-    forward_core_ndims = (1, 2)
-    out_core_ndims = (1, 2)
+    core_ndims = (1, 0, 2, 0, 0)
+    forward_core_ndims = (1, 0, 2)
+    out_core_ndims = (1, 0, 2)
 
-    __str__ = ExpmQuaddist.__str__
+    __str__ = ExpmQuadLogdet.__str__
 
-    def build_inner_graph(self, delta, matrix, g_quad):
+    def build_inner_graph(self, delta, noise, matrix, g_quad, g_half_logdet):
         """The formulas, in plain PyTensor."""
-        inputs = [delta, matrix]
-        delta = SharedRows(delta, matrix.type.ndim - 2)
-        eigenvalues, eigenvectors = eigh(matrix)
-        rotated = delta.rows @ eigenvectors
-        weighted = delta.fold(g_quad, 0)[..., None] * rotated
-        d_rows = (2 * weighted * pt.exp(eigenvalues)[..., None, :]) @ eigenvectors.mT
-        inner = divided_differences_of_exp(eigenvalues) * (weighted.mT @ rotated)
-        d_matrix = fold_lower(eigenvectors @ inner @ eigenvectors.mT)
-        return self.sum_to_inputs(inputs, [delta.unfold(d_rows, 1), d_matrix])
+        inputs = [delta, noise, matrix]
+        delta = SharedRows(delta, max(noise.type.ndim, matrix.type.ndim - 2))
+        g_quad, g_half_logdet = delta.fold(g_quad, 0), delta.fold(g_half_logdet, 0).sum(axis=-1)
+        spectrum, eigenvectors, eigenvalues = decompose(noise, matrix)
+        t = (delta.rows @ eigenvectors) / spectrum[..., None, :]
+        weighted = g_quad[..., None] * t
+        d_rows = (2 * weighted) @ eigenvectors.mT
+        d_noise = 0.5 * g_half_logdet * (1 / spectrum).sum(axis=-1) - (weighted * t).sum((-2, -1))
+        inner = -divided_differences_of_exp(eigenvalues) * (weighted.mT @ t)
+        half_inverse = 0.5 * g_half_logdet[..., None] * (pt.exp(eigenvalues) / spectrum)
+        d_matrix = (eigenvectors @ inner + eigenvectors * half_inverse[..., None, :]) @ (
+            eigenvectors.mT
+        )
+        return self.sum_to_inputs(inputs, [delta.unfold(d_rows, 1), d_noise, fold_lower(d_matrix)])
 
     def pullback(self, inputs, outputs, output_grads):
         """The derivative of PyTensor's matrix exponential: only Hessians need it."""
-        return pullback_of_pullback(dense_quaddist, inputs, output_grads)
+        return pullback_of_pullback(dense_quad_logdet, inputs, output_grads)
+
+
+def decompose(noise, matrix):
+    """Eigenvalues of the sum, NaN unless all are positive, eigenvectors, and eigenvalues of X."""
+    eigenvalues, eigenvectors = eigh(matrix)
+    spectrum = pt.exp(eigenvalues) + noise[..., None]
+    nan = np.asarray(np.nan, dtype=spectrum.type.dtype)
+    posdef = (spectrum > 0).all(axis=-1, keepdims=True)
+    return pt.switch(posdef, spectrum, nan), eigenvectors, eigenvalues
 
 
 def divided_differences_of_exp(x):
@@ -88,30 +118,27 @@ def divided_differences_of_exp(x):
     return pt.exp(pt.maximum(rows, columns)) * pt.switch(distance > 0, ratio, one)
 
 
-def dense_quaddist(delta, matrix):
+def dense_quad_logdet(delta, noise, matrix):
     """The same by PyTensor's matrix exponential."""
     symmetric = pt.tril(matrix) + pt.tril(matrix, -1).mT
-    exponential = pt.linalg.expm(symmetric)
-    return [(delta[..., None, :] @ exponential @ delta[..., :, None])[..., 0, 0]]
+    eye = pt.eye(matrix.shape[-1], dtype=matrix.type.dtype)
+    return inv_quad_logdet(delta, pt.linalg.expm(symmetric) + noise[..., None, None] * eye)
 
 
-def expm_quaddist(delta, matrix):
-    """Apply :class:`ExpmQuaddist`.
+def expm_quad_logdet(delta, noise, matrix):
+    """Apply :class:`ExpmQuadLogdet`; returns (quaddist, half_logdet, posdef), each of shape (...).
 
     Parameters
     ----------
     delta : tensor_like of float, shape (..., n)
+    noise : tensor_like of float, shape (...)
+        The variance that is added to the diagonal.
     matrix : tensor_like of float, shape (..., n, n)
         Symmetric.
-
-    Returns
-    -------
-    quaddist : tensor of float, shape (...)
 
     Raises
     ------
     ValueError
         If an input has too few dimensions.
     """
-    [quaddist] = ExpmQuaddist()(delta, matrix, return_list=True)
-    return quaddist
+    return ExpmQuadLogdet()(delta, noise, matrix, return_list=True)

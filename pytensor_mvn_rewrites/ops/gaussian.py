@@ -19,6 +19,7 @@ from functools import lru_cache
 
 import pytensor
 import pytensor.tensor as pt
+from pytensor.gradient import DisconnectedType, disconnected_type
 from pytensor.graph.basic import Variable
 from pytensor.graph.replace import _vectorize_node
 from pytensor.tensor.symbolic import TensorSymbolicOp
@@ -193,6 +194,35 @@ class GaussianOp(FusedOp):
     def matrix_index(self) -> int:
         """Position of the matrix among the inputs."""
         return self.core_ndims.index(2)
+
+
+class QuadLogdetOp(GaussianOp):
+    """Base of the ops whose outputs are quaddist, half_logdet and posdef; the first input is delta.
+
+    Subclasses give the op of their closed-form gradient.
+    """
+
+    out_core_ndims = (0, 0, 0)
+
+    def pullback_op(self) -> "GaussianPullbackOp":
+        """The gradient, from the inputs and the cotangents of quaddist and half_logdet."""
+        raise NotImplementedError
+
+    def pullback(self, inputs, outputs, output_grads):
+        """Closed form; a disconnected half counts as zero."""
+        connected = [not isinstance(grad.type, DisconnectedType) for grad in output_grads[:2]]
+        if not any(connected):
+            return [disconnected_type() for _ in inputs]
+        cotangents = (
+            grad if used else pt.zeros_like(out)
+            for out, grad, used in zip(outputs[:2], output_grads[:2], connected, strict=True)
+        )
+        d_delta, *others = self.pullback_op()(*inputs, *cotangents, return_list=True)
+        return [d_delta if connected[0] else disconnected_type(), *others]
+
+    def connection_pattern(self, node):
+        """`half_logdet` does not depend on `delta`; `posdef` is not differentiable."""
+        return [[True, False, False], *[[True, True, False]] * (len(node.inputs) - 1)]
 
 
 @lru_cache(maxsize=4096)

@@ -5,7 +5,6 @@ from functools import reduce
 
 import numpy as np
 import pytensor.tensor as pt
-from pytensor.gradient import DisconnectedType, disconnected_type
 
 from pytensor_mvn_rewrites.ops.eigen import (
     SharedRows,
@@ -14,11 +13,11 @@ from pytensor_mvn_rewrites.ops.eigen import (
     lengths,
     pullback_of_pullback,
 )
-from pytensor_mvn_rewrites.ops.gaussian import GaussianOp, GaussianPullbackOp, fold_lower
+from pytensor_mvn_rewrites.ops.gaussian import GaussianPullbackOp, QuadLogdetOp, fold_lower
 from pytensor_mvn_rewrites.ops.quadlogdet import inv_quad_logdet
 
 
-class NoisyKroneckerQuadLogdet(GaussianOp):
+class NoisyKroneckerQuadLogdet(QuadLogdetOp):
     r"""Quadratic form and half log-determinant of a Kronecker product plus noise.
 
     Of :math:`\Sigma = A_1 \otimes \cdots \otimes A_m + s I`, signature
@@ -46,7 +45,6 @@ class NoisyKroneckerQuadLogdet(GaussianOp):
     """
 
     __props__ = ("n_factors",)
-    out_core_ndims = (0, 0, 0)
 
     def __init__(self, *, n_factors: int, **kwargs):
         self.n_factors = n_factors
@@ -65,24 +63,9 @@ class NoisyKroneckerQuadLogdet(GaussianOp):
         eigenvalues, eigenvectors = zip(*map(eigh, factors), strict=True)
         return quad_logdet_of_eigendecompositions(delta, noise, eigenvalues, eigenvectors)
 
-    def pullback(self, inputs, outputs, output_grads):
-        """Closed form; a disconnected half counts as zero."""
-        if all(isinstance(g.type, DisconnectedType) for g in output_grads[:2]):
-            return [disconnected_type() for _ in inputs]
-        cotangents = (
-            pt.zeros_like(out) if isinstance(g.type, DisconnectedType) else g
-            for out, g in zip(outputs[:2], output_grads[:2], strict=True)
-        )
-        d_delta, *d_covariance = NoisyKroneckerQuadLogdetPullback(n_factors=self.n_factors)(
-            *inputs, *cotangents, return_list=True
-        )
-        if isinstance(output_grads[0].type, DisconnectedType):
-            d_delta = disconnected_type()
-        return [d_delta, *d_covariance]
-
-    def connection_pattern(self, node):
-        """`half_logdet` does not depend on `delta`; `posdef` is not differentiable."""
-        return [[True, False, False], *[[True, True, False]] * (1 + self.n_factors)]
+    def pullback_op(self):
+        """Closed form."""
+        return NoisyKroneckerQuadLogdetPullback(n_factors=self.n_factors)
 
 
 class NoisyKroneckerQuadLogdetPullback(GaussianPullbackOp):

@@ -2,9 +2,8 @@
 
 import numpy as np
 import pytensor.tensor as pt
-from pytensor.gradient import DisconnectedType, disconnected_type
 
-from pytensor_mvn_rewrites.ops.gaussian import GaussianOp, GaussianPullbackOp
+from pytensor_mvn_rewrites.ops.gaussian import GaussianPullbackOp, QuadLogdetOp
 
 
 def factorize(factor, diag):
@@ -39,7 +38,7 @@ def times(matrix, vectors):
     return (matrix @ vectors[..., None])[..., 0]
 
 
-class LowRankQuadLogdet(GaussianOp):
+class LowRankQuadLogdet(QuadLogdetOp):
     r"""Quadratic form and half log-determinant, signature ``(n),(n,k),(n)->(),(),()``.
 
     .. math:: q = \delta^\top \Sigma^{-1} \delta, \qquad h = \tfrac12 \log|\Sigma|, \qquad
@@ -63,7 +62,6 @@ class LowRankQuadLogdet(GaussianOp):
     """
 
     core_ndims = (1, 2, 1)
-    out_core_ndims = (0, 0, 0)
 
     def build_inner_graph(self, delta, factor, diag):
         """The formula, in plain PyTensor."""
@@ -79,24 +77,9 @@ class LowRankQuadLogdet(GaussianOp):
             pt.broadcast_to(posdef, quaddist.shape),
         ]
 
-    def pullback(self, inputs, outputs, output_grads):
-        """Closed form; a disconnected half counts as zero."""
-        if all(isinstance(g.type, DisconnectedType) for g in output_grads[:2]):
-            return [disconnected_type() for _ in inputs]
-        g_quad, g_half_logdet = (
-            pt.zeros_like(out) if isinstance(g.type, DisconnectedType) else g
-            for out, g in zip(outputs[:2], output_grads[:2], strict=True)
-        )
-        d_delta, d_factor, d_diag = LowRankQuadLogdetPullback()(
-            *inputs, g_quad, g_half_logdet, return_list=True
-        )
-        if isinstance(output_grads[0].type, DisconnectedType):
-            d_delta = disconnected_type()
-        return [d_delta, d_factor, d_diag]
-
-    def connection_pattern(self, node):
-        """`half_logdet` does not depend on `delta`; `posdef` is not differentiable."""
-        return [[True, False, False], [True, True, False], [True, True, False]]
+    def pullback_op(self):
+        """Closed form."""
+        return LowRankQuadLogdetPullback()
 
 
 class LowRankQuadLogdetPullback(GaussianPullbackOp):

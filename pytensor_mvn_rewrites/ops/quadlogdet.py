@@ -1,17 +1,16 @@
 """``InvQuadLogdet``: the two expensive halves of every Gaussian-like log-density."""
 
 import pytensor.tensor as pt
-from pytensor.gradient import DisconnectedType, disconnected_type
 
 from pytensor_mvn_rewrites.ops.gaussian import (
-    GaussianOp,
     GaussianPullbackOp,
+    QuadLogdetOp,
     whiten,
     whitened_pullback,
 )
 
 
-class InvQuadLogdet(GaussianOp):
+class InvQuadLogdet(QuadLogdetOp):
     r"""Quadratic form and half log-determinant, signature ``(n),(n,n)->(),(),()``.
 
     .. math:: q = \delta^\top \Sigma^{-1} \delta, \qquad h = \tfrac12 \log|\Sigma|
@@ -28,7 +27,6 @@ class InvQuadLogdet(GaussianOp):
     """
 
     core_ndims = (1, 2)
-    out_core_ndims = (0, 0, 0)
 
     def build_inner_graph(self, delta, matrix):
         """The formula, in plain PyTensor."""
@@ -40,24 +38,9 @@ class InvQuadLogdet(GaussianOp):
             pt.broadcast_to(posdef, quaddist.shape),
         ]
 
-    def pullback(self, inputs, outputs, output_grads):
-        """Closed form; a disconnected half counts as zero."""
-        if all(isinstance(g.type, DisconnectedType) for g in output_grads[:2]):
-            return [disconnected_type() for _ in inputs]
-        g_quad, g_half_logdet = (
-            pt.zeros_like(out) if isinstance(g.type, DisconnectedType) else g
-            for out, g in zip(outputs[:2], output_grads[:2], strict=True)
-        )
-        d_delta, d_matrix = InvQuadLogdetPullback(param=self.param)(
-            *inputs, g_quad, g_half_logdet, return_list=True
-        )
-        if isinstance(output_grads[0].type, DisconnectedType):
-            d_delta = disconnected_type()
-        return [d_delta, d_matrix]
-
-    def connection_pattern(self, node):
-        """`half_logdet` does not depend on `delta`; `posdef` is not differentiable."""
-        return [[True, False, False], [True, True, False]]
+    def pullback_op(self):
+        """Closed form."""
+        return InvQuadLogdetPullback(param=self.param)
 
 
 class InvQuadLogdetPullback(GaussianPullbackOp):

@@ -6,32 +6,37 @@ from pytensor.graph.rewriting.basic import node_rewriter
 from pytensor.tensor.blockwise import Blockwise
 from pytensor.tensor.linalg.products import Expm
 
-from pytensor_mvn_rewrites.matching import is_real_float
-from pytensor_mvn_rewrites.ops import InvQuadLogdet, MvNormalLogp, expm_quaddist
+from pytensor_mvn_rewrites.matching import is_positive, is_real_float
+from pytensor_mvn_rewrites.ops import InvQuadLogdet, MvNormalLogp, expm_quad_logdet
 from pytensor_mvn_rewrites.pipeline import Declined, record, structure
 from pytensor_mvn_rewrites.structure._assemble import from_parts, split_inputs
-from pytensor_mvn_rewrites.structure._kron import without_batch_dims
+from pytensor_mvn_rewrites.structure._kron import split_scale, static_size, without_batch_dims
 from pytensor_mvn_rewrites.structure._symmetry import is_symmetric
+from pytensor_mvn_rewrites.structure.kronecker_noise import split_noise
 
 
 @structure
 @node_rewriter([MvNormalLogp, InvQuadLogdet])
 def matrix_is_exponential(fgraph, node):
-    r"""InvQuadLogdet(delta, expm(X)) -> ExpmQuaddist(delta, -X), trace(X) / 2.
+    r"""InvQuadLogdet(delta, c * expm(X) + s * eye) -> ExpmQuadLogdet(delta, s / c, X).
 
-    .. math:: \delta^\top (e^X)^{-1} \delta = \delta^\top e^{-X} \delta, \qquad
-              \tfrac12 \log |e^X| = \tfrac12 \mathrm{tr}\, X
+    With the eigendecomposition :math:`X = Q \Lambda Q^\top`,
 
-    The same for ``MvNormalLogp``, and for precisions. Cost: one eigendecomposition instead of a
-    matrix exponential, one of twice the size for its gradient, and a Cholesky factorization.
-    Positive definite whenever X is finite; the dense graph's exponential may be too
-    ill-conditioned to be factored. Declines unless X is provably symmetric.
+    .. math:: c\, e^X + s I = c\, Q \big(e^\Lambda + \tfrac sc I\big) Q^\top
+
+    The same for ``MvNormalLogp``, and for precisions :math:`c\, e^X`, whose inverse is
+    :math:`e^{-X} / c`. Cost: one eigendecomposition instead of a matrix exponential, one of twice
+    the size for its gradient, and a Cholesky factorization.
+    Without noise positive definite whenever X is finite; the dense graph's exponential may be too
+    ill-conditioned to be factored. Declines unless X is provably symmetric, for precisions with
+    noise, and, with noise, unless c is provably positive.
     """
-    sign = {"cov": -1, "tau": 1}.get(node.op.param)
-    if sign is None:
+    if node.op.param == "chol":
         return None
     delta, matrix = split_inputs(node)
-    match without_batch_dims(matrix).owner_op_and_inputs:
+    noise, product = split_noise(matrix) or (None, matrix)
+    scale, core = split_scale(product)
+    match without_batch_dims(core).owner_op_and_inputs:
         case (Expm() | Blockwise(Expm()), exponent):
             pass
         case _:
@@ -42,9 +47,22 @@ def matrix_is_exponential(fgraph, node):
         reason = "the exponent is not provably symmetric"
         record(Declined("structure", "matrix_is_exponential", reason))
         return None
-    quaddist = expm_quaddist(delta, sign * exponent)
-    posdef = pt.isfinite(exponent).all(axis=(-2, -1))
-    nan = np.asarray(np.nan, dtype=exponent.type.dtype)
-    trace = pt.diagonal(exponent, axis1=-2, axis2=-1).sum(axis=-1)
-    half_logdet = pt.switch(posdef, np.asarray(-0.5 * sign, dtype=trace.type.dtype) * trace, nan)
-    return from_parts(node, quaddist, half_logdet, posdef)
+    if noise is not None:
+        # of unknown sizes, an identity of the wrong one would go unnoticed
+        if node.op.param == "tau" or static_size(exponent) is None:
+            return None
+        if scale is not None and not is_positive(scale):
+            return None
+    dtype = matrix.type.dtype
+    zero, nan = np.asarray(0, dtype=dtype), np.asarray(np.nan, dtype=dtype)
+    noise = pt.constant(zero) if noise is None else noise.astype(dtype)
+    scale = None if scale is None else scale[..., 0, 0].astype(dtype)
+    if node.op.param == "tau":
+        exponent, scale = -exponent, None if scale is None else 1 / scale
+    if scale is None:
+        return from_parts(node, *expm_quad_logdet(delta, noise, exponent))
+    scale = pt.switch(scale > 0, scale, nan)
+    quaddist, half_logdet, posdef = expm_quad_logdet(delta, noise / scale, exponent)
+    half_n = np.asarray(0.5, dtype=dtype) * exponent.shape[-1].astype(dtype)
+    half_logdet = half_logdet + half_n * pt.log(scale)
+    return from_parts(node, quaddist / scale, half_logdet, posdef & (scale > 0))

@@ -5,7 +5,7 @@ import pytensor.tensor as pt
 import pytest
 
 import pytensor_mvn_rewrites as mvn
-from pytensor_mvn_rewrites.ops import expm_quaddist, inv_quad_logdet
+from pytensor_mvn_rewrites.ops import expm_quad_logdet, inv_quad_logdet
 from tests.harness import (
     PIPELINE_MODE,
     assert_close,
@@ -48,15 +48,73 @@ class TestExpm(StructureContract):
             assert not got[-1]
 
 
+class TestScaled(TestExpm):
+    """By a number of any sign."""
+
+    def build(self, rng, *, batch=(), dtype="float64", condition=10.0, sign=1):
+        case = super().build(rng, batch=batch, dtype=dtype, condition=condition)
+        s = pt.tensor("s", shape=batch, dtype=dtype)
+        values = {s: np.full(batch, 0.7 * sign, dtype=dtype), **case.values}
+        return Case(s[..., None, None] * case.matrix, values)
+
+    test_not_positive_definite = StructureContract.test_not_positive_definite
+
+
+class TestNoise(TestExpm):
+    """The noise is what is left of an exponential of few eigenvalues."""
+
+    params = ("cov",)
+
+    def build(self, rng, *, batch=(), dtype="float64", condition=10.0, sign=1):
+        case = super().build(rng, batch=batch, dtype=dtype, condition=10 * condition)
+        s, log_c = (pt.tensor(name, shape=batch, dtype=dtype) for name in ("s", "log_c"))
+        noise = s[..., None, None] * np.eye(3, dtype=dtype)
+        values = {s: np.full(batch, sign / condition, dtype=dtype)}
+        values |= {log_c: np.full(batch, 0.2, dtype=dtype), **case.values}
+        return Case(pt.exp(log_c)[..., None, None] * case.matrix + noise, values)
+
+    test_not_positive_definite = StructureContract.test_not_positive_definite
+
+
+def small():
+    """A vector, a symmetric matrix, and the variable that it is made of."""
+    a = pt.matrix("a", shape=(4, 4))
+    return pt.vector("delta", shape=(4,)), a + a.mT, a
+
+
 def test_exact_graph(rng):
-    delta, a = pt.vector("delta", shape=(4,)), pt.matrix("a", shape=(4, 4))
-    X = a + a.mT
-    half_logdet = 0.5 * pt.diagonal(X).sum()
-    finite = pt.isfinite(X).all(axis=(-2, -1))
-    expected = [expm_quaddist(delta, -X), pt.switch(finite, half_logdet, np.nan), finite]
+    delta, X, a = small()
+    expected = expm_quad_logdet(delta, np.zeros(()), X)
     values = {delta: rng.normal(size=4), a: exponent(rng, n=4, condition=3.0)}
     graph = list(inv_quad_logdet(delta, pt.linalg.expm(X)))
     assert_rewrites_to(graph, expected, values, condition=1e2, pipeline=False)
+
+
+def test_exact_graph_with_scale_and_noise(rng):
+    delta, X, a = small()
+    s, c = pt.scalar("s"), pt.exp(pt.scalar("log_c"))
+    graph = list(inv_quad_logdet(delta, c * pt.linalg.expm(X) + s * pt.eye(4)))
+    scale = pt.switch(c > 0, c, np.nan)
+    quaddist, half_logdet, posdef = expm_quad_logdet(delta, s / scale, X)
+    expected = [quaddist / scale, half_logdet + 2.0 * pt.log(scale), posdef & (scale > 0)]
+    values = {delta: rng.normal(size=4), a: exponent(rng, n=4, condition=3.0), s: 0.3}
+    values |= {c.owner.inputs[0]: 0.2}
+    assert_rewrites_to(graph, expected, values, condition=1e2, pipeline=False)
+
+
+@pytest.mark.parametrize("jitter", [1e-6, -0.1, -10.0, np.nan])
+def test_jitter(rng, jitter):
+    """On both sides of the border."""
+    delta, X, a = small()
+    s = pt.scalar("s")
+    graph = list(inv_quad_logdet(delta, pt.linalg.expm(X) + s * pt.eye(4)))
+    values = {delta: rng.normal(size=4), a: exponent(rng, n=4, condition=2.0), s: jitter}
+    got, want = evaluate(rewritten(graph), values), evaluate(graph, values)
+    assert got[-1] == want[-1] == (jitter > -0.2)
+    if want[-1]:
+        assert_same_numbers(graph, rewritten(graph), values, condition=1e2)
+    else:
+        assert np.isnan(got[:-1]).all()
 
 
 EXPONENTS = {
@@ -74,7 +132,7 @@ def test_exponents_that_are_symmetric(rng, name):
     delta, a = pt.vector("delta", shape=(3,)), pt.matrix("a", shape=(3, 3))
     graph = list(inv_quad_logdet(delta, pt.linalg.expm(EXPONENTS[name](a))))
     new = rewritten(graph)
-    assert our_ops(new) == {"ExpmQuaddist": 1}
+    assert our_ops(new) == {"ExpmQuadLogdet": 1}
     assert_same_numbers(graph, new, {delta: rng.normal(size=3), a: 0.3 * rng.normal(size=(3, 3))})
 
 
@@ -107,6 +165,14 @@ def near_misses():
         "not symmetric": inv_quad_logdet(delta, pt.linalg.expm(a)),
         "antisymmetric": inv_quad_logdet(delta, pt.linalg.expm(a - a.T)),
         "plus something": inv_quad_logdet(delta, pt.linalg.expm(X) + pt.ones((3, 3))),
+        "precision plus noise": inv_quad_logdet(delta, pt.linalg.expm(X) + pt.eye(3), "tau"),
+        "scale of any sign, noise": inv_quad_logdet(
+            delta, pt.scalar() * pt.linalg.expm(X) + pt.eye(3)
+        ),
+        "noise of unknown size": inv_quad_logdet(
+            pt.vector(), pt.linalg.expm((Y := pt.matrix()) + Y.T) + pt.eye(Y.shape[0])
+        ),
+        "variances that differ": inv_quad_logdet(delta, pt.linalg.expm(X) + pt.diag(delta)),
         "Cholesky factor": inv_quad_logdet(delta, pt.linalg.expm(X), "chol"),
         "elementwise": inv_quad_logdet(delta, pt.exp(X)),
     }
@@ -128,7 +194,7 @@ def expm_model(rng, sym=True):
 
 def test_model(rng):
     model = expm_model(rng)
-    assert our_ops(rewritten([model.logp()])) == {"ExpmQuaddist": 1}
+    assert our_ops(rewritten([model.logp()])) == {"ExpmQuadLogdet": 1}
     assert_model_agrees(model)
 
 
