@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytensor
+import pytensor.tensor as pt
 from pytensor.assumptions import (
     POSITIVE_DEFINITE,
     AssumptionKey,
@@ -49,6 +50,13 @@ def is_real_float(*variables: Variable) -> bool:
     """Whether all variables are real floating-point tensors."""
     return all(var.type.dtype in ("float32", "float64") for var in variables)
 
+
+#: A matrix with so many times more rows than columns is narrow.
+NARROW_RATIO = 4
+
+#: What :mod:`~pytensor_mvn_rewrites.logprob` notes of a parameter whose `dims` make it narrow when
+#: the log-density is made. They may change later: only the cost may depend on it.
+NARROW = AssumptionKey("mvn_rewrites_narrow", short_name="narrow")
 
 #: Python evaluates the nodes one by one.
 AS_WRITTEN = Mode(linker="py", optimizer="None")
@@ -174,6 +182,12 @@ def dimshuffled(var: Tensor, order: tuple[Axis, ...]) -> Tensor:
     """
     if order == tuple(range(var.type.ndim)):
         return var
+    if isinstance(var, Constant) and order == tuple(
+        range(var.type.ndim - len(order), var.type.ndim)
+    ):
+        # the same matrices without leading dimensions of length 1 are still constants to match
+        data = np.asarray(var.data)
+        return pt.constant(data.reshape(data.shape[-len(order) :] if order else ()))
     match var.owner_op_and_inputs:
         case (DimShuffle(new_order=inner_order), inner):
             return dimshuffled(inner, tuple(i if i == "x" else inner_order[i] for i in order))

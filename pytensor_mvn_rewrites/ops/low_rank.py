@@ -3,6 +3,7 @@
 import numpy as np
 import pytensor.tensor as pt
 
+from pytensor_mvn_rewrites.ops.eigen import length
 from pytensor_mvn_rewrites.ops.gaussian import GaussianPullbackOp, QuadLogdetOp
 
 
@@ -25,8 +26,9 @@ def factorize(factor, diag):
     """
     root = pt.sqrt(pt.switch(diag > 0, diag, np.asarray(np.nan, dtype=diag.type.dtype)))
     V = factor / root[..., None]
-    n, k = V.shape[-2], V.type.shape[-1]
-    identity = pt.broadcast_to(np.eye(k, dtype=V.type.dtype), (*tuple(V.shape)[:-2], k, k))
+    n, k = V.shape[-2], length(V)
+    eye = pt.eye(k, dtype=V.type.dtype)
+    identity = pt.broadcast_to(eye, (*tuple(V.shape)[:-2], k, k)) if V.type.ndim > 2 else eye
     Q, R = pt.linalg.qr(pt.join(-2, V, identity), mode="economic")
     return root, Q[..., :n, :], Q[..., n:, :], pt.abs(pt.diagonal(R, axis1=-2, axis2=-1))
 
@@ -53,7 +55,7 @@ class LowRankQuadLogdet(QuadLogdetOp):
     Sums of squares: nothing cancels when d is small. Cost: :math:`O(n k^2)`.
 
     Inputs
-        delta : float, shape (..., n); factor : float, shape (..., n, k), k known;
+        delta : float, shape (..., n); factor : float, shape (..., n, k);
         diag : float, shape (..., n).
 
     Outputs

@@ -5,6 +5,8 @@ rule that factors the parts instead gives the same numbers, and the same gradien
 parts are made of, only if they are symmetric whatever the inputs of the graph are.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 from pytensor.assumptions import (
     POSITIVE_DEFINITE,
@@ -60,7 +62,20 @@ def is_symmetric(fgraph: FunctionGraph | None, matrix: Tensor) -> bool:
     shape = matrix.type.shape
     if len(shape) < 2 or (None not in shape[-2:] and shape[-1] != shape[-2]):
         return False
-    return _Mirrors(fgraph).holds(matrix, matrix)
+    return _Mirrors(fgraph).holds(matrix, matrix) or any(
+        check_assumption(fgraph, multiple, SYMMETRIC) for multiple in multiples(fgraph, matrix)
+    )
+
+
+def multiples(fgraph: FunctionGraph | None, matrix: Tensor) -> Iterator[Tensor]:
+    """What the graph makes of `matrix` and scalars: it may be that the user declared that."""
+    clients = fgraph.clients.get(matrix, ()) if fgraph is not None else ()
+    for client, _ in clients:
+        match client.op:
+            case Elemwise(scalar_op=Mul()):
+                others = [inp for inp in client.inputs if inp is not matrix]
+                if all(all(inp.type.broadcastable[-2:]) for inp in others):
+                    yield client.outputs[0]
 
 
 def is_transpose(fgraph: FunctionGraph | None, one: Tensor, other: Tensor) -> bool:

@@ -55,16 +55,16 @@ def matrix_is_kronecker_product(fgraph, node):
     :math:`s_i A_i` for i > 1 and :math:`c\, s_2 \cdots s_m A_1` are, and these are factored.
 
     The lower triangle of the dense matrix, which is all that counts, has the upper triangles of
-    all Kronecker factors but the first in it. Declines unless these are proven symmetric and all
-    sizes are known, and for multiples of an identity among the Kronecker factors (they are
-    block-diagonal).
+    all Kronecker factors but the first in it. Declines unless these are proven symmetric, and for
+    multiples of an identity among the Kronecker factors (they are block-diagonal). A size may be
+    unknown if the Kronecker factor is proven symmetric, and so square, and N is known.
     """
     delta, matrix = split_inputs(node)
     scale, factors = kron_factors(matrix)
-    sizes = [static_size(factor) for factor in factors]
-    if len(factors) == 1 or None in sizes or not is_real_float(matrix, *factors):
+    if len(factors) == 1 or not is_real_float(matrix, *factors):
         return None
-    if delta.type.shape[-1] not in (None, math.prod(sizes)) or math.prod(sizes) == 0:
+    sizes = sizes_of(fgraph, factors, delta.type.shape[-1])
+    if sizes is None:
         return None
     if any(multiple_of_identity(factor) is not None for factor in factors):
         return None
@@ -82,6 +82,22 @@ def matrix_is_kronecker_product(fgraph, node):
     return from_parts(node, *whiten_along_axes(delta, factors, sizes, param))
 
 
+def sizes_of(fgraph, factors: list[Tensor], total: int | None) -> list[Tensor | int] | None:
+    """The sizes of Kronecker factors, numbers where the types tell them; None if unproven.
+
+    Where one is known at run time only, the wrong one is an error as in the dense graph.
+    """
+    sizes: list = [static_size(factor) for factor in factors]
+    if None not in sizes:
+        product = math.prod(sizes)
+        return sizes if product != 0 and total in (None, product) else None
+    proven = (
+        size is not None or is_symmetric(fgraph, factor)
+        for size, factor in zip(sizes, factors, strict=True)
+    )
+    return [length(factor) for factor in factors] if total and all(proven) else None
+
+
 def with_positive_signs(fgraph, scale, factors: list[Tensor], param: str) -> list[Tensor]:
     """Kronecker factors of the same product that are all positive definite if the product is."""
     first, *others = factors
@@ -91,7 +107,7 @@ def with_positive_signs(fgraph, scale, factors: list[Tensor], param: str) -> lis
         if has_positive_sign(fgraph, factor, param):
             signed.append(factor)
             continue
-        sign = pt.sign(factor[..., :1, :1])
+        sign = pt.sign(factor[..., 0, 0])[..., None, None]
         signs.append(sign)
         signed.append(sign * factor)
     return [reduce(mul, signs, first), *signed]
@@ -104,7 +120,7 @@ def has_positive_sign(fgraph, factor: Tensor, param: str) -> bool:
     return definiteness(fgraph, factor) is not Definiteness.UNKNOWN
 
 
-def whiten_along_axes(delta, factors: list[Tensor], sizes: list[int], param: str):
+def whiten_along_axes(delta, factors: list[Tensor], sizes: list, param: str):
     """quaddist, half_logdet and posdef of a Kronecker product."""
     *first, last = factors
     total = math.prod(sizes)
@@ -120,7 +136,8 @@ def whiten_along_axes(delta, factors: list[Tensor], sizes: list[int], param: str
         chol = factor if param == "chol" else pt.linalg.cholesky(factor, lower=True)
         diag = pt.diagonal(chol, axis1=-2, axis2=-1)
         sign = -1 if param == "tau" else 1
-        half_logdets.append(sign * (total // size) * pt.log(diag).sum(axis=-1))
+        times = pt.as_tensor(sign * (total // size)).astype(diag.type.dtype)
+        half_logdets.append(times * pt.log(diag).sum(axis=-1))
         posdefs.append(pt.all(diag > 0, axis=-1))
         columns = whiten_columns(columns, chol, param)
         batch = lengths(columns, 0, -2)

@@ -1,7 +1,5 @@
 """Covariances that are Kronecker products plus a multiple of the identity."""
 
-import math
-
 import numpy as np
 import pytensor.tensor as pt
 from pytensor.graph.basic import Constant
@@ -22,7 +20,8 @@ from pytensor_mvn_rewrites.structure._kron import (
     without_batch_dims,
 )
 from pytensor_mvn_rewrites.structure._symmetry import is_symmetric
-from pytensor_mvn_rewrites.structure.diagonal import diagonal_of
+from pytensor_mvn_rewrites.structure.diagonal import diagonal_of, is_square
+from pytensor_mvn_rewrites.structure.kronecker import sizes_of
 
 
 @structure
@@ -40,8 +39,9 @@ def matrix_is_noisy_kronecker_product(fgraph, node):
     it is added, and of any sign. NaN unless all eigenvalues are positive, as the Cholesky
     factorization of the dense matrix.
 
-    Declines unless all sizes are known and all Kronecker factors but the first are provably
-    symmetric: of the first the dense graph reads the lower triangle only, of the others more.
+    Declines unless all Kronecker factors but the first are provably symmetric: of the first the
+    dense graph reads the lower triangle only, of the others more. N must be known; the size of a
+    Kronecker factor may be unknown if it is provably symmetric.
     Declines too for noise whose variances differ, or are not provably the same.
     """
     if node.op.param != "cov":
@@ -52,10 +52,9 @@ def matrix_is_noisy_kronecker_product(fgraph, node):
         return None
     noise, product = parts
     scale, factors = kron_factors(product)
-    sizes = [static_size(factor) for factor in factors]
-    if len(factors) == 1 or None in sizes or not is_real_float(noise, matrix, *factors):
+    if len(factors) == 1 or not is_real_float(noise, matrix, *factors):
         return None
-    if delta.type.shape[-1] not in (None, math.prod(sizes)) or math.prod(sizes) == 0:
+    if sizes_of(fgraph, factors, delta.type.shape[-1]) is None or static_size(matrix) is None:
         return None
     if not all(is_symmetric(fgraph, factor) for factor in factors[1:]):
         reason = "a Kronecker factor is not provably symmetric"
@@ -74,13 +73,15 @@ def split_noise(matrix: Tensor) -> tuple[Tensor, Tensor] | None:
     matrix = without_batch_dims(matrix)
     noises, others = [], []
     for sign, term in terms_of_sum(matrix):
-        if static_size(term) != static_size(matrix):
+        if not is_square(term):
             return None
-        noise = noise_variance(term)
-        if noise is None:
+        noise, known = noise_variance(term), static_size(term) == static_size(matrix)
+        if noise is None and (known or term.type.shape[-2:] == (None, None)):
             others.append(term)
-        else:
+        elif noise is not None and known:
             noises.append(noise if sign > 0 else -noise)
+        else:
+            return None
         if noise is None and (sign < 0 or len(others) > 1):
             return None
     if not noises or not others:

@@ -6,19 +6,27 @@ from typing import NamedTuple
 
 import numpy as np
 import pytensor.tensor as pt
+from pytensor.assumptions import check_assumption
 from pytensor.graph.basic import Constant
 from pytensor.graph.rewriting.basic import node_rewriter
 from pytensor.scalar.basic import Add, Mul
 from pytensor.tensor.basic import Alloc
+from pytensor.tensor.blockwise import Blockwise
 from pytensor.tensor.elemwise import Elemwise
+from pytensor.tensor.math import Dot
+from pytensor.tensor.shape import SpecifyShape
+from pytensor.tensor.subtensor import AdvancedSubtensor, Subtensor
 
 from pytensor_mvn_rewrites.matching import (
+    NARROW,
+    NARROW_RATIO,
     Definiteness,
     Tensor,
     definiteness,
     is_positive,
     is_real_float,
     is_square_of,
+    matrix_view,
     scalar_constant,
     transposed,
     without_leading_ones,
@@ -30,10 +38,6 @@ from pytensor_mvn_rewrites.structure._assemble import from_parts, split_inputs
 from pytensor_mvn_rewrites.structure._symmetry import dot_chain, is_transpose
 from pytensor_mvn_rewrites.structure.diagonal import diagonal_of, is_square
 
-#: The rank has to be smaller than the size by this ratio: the cost is a multiple of n k^2, for two
-#: QR factorizations and their products.
-MIN_RATIO = 4
-
 #: Smaller dense matrices are factored faster: 1.3 times at n = 16, but 0.65 times at n = 32 (value
 #: and gradient on Numba, rank n / 8).
 MIN_SIZE = 24
@@ -44,6 +48,11 @@ MIN_SIZE_IN_BATCH = 64
 NOT_POSITIVE = (
     "the diagonal is not proven positive: the sum may be positive definite all the same. "
     "Write it as exp(...) or as the square of a positive number"
+)
+
+RANK_UNKNOWN = (
+    "the rank is not known: give the parameter a shape or dims of its own, or freeze the model "
+    "with pymc.model.transform.optimization.freeze_dims_and_data"
 )
 
 
@@ -71,23 +80,29 @@ def matrix_is_low_rank_plus_diagonal(fgraph, node):
     same for ``MvNormalLogp``, for sums of several products, and for ``W @ C @ W.T`` with a C that
     is proven positive definite. Cost: :math:`O(n^3) \to O(n k^2)`, without a matrix of size n.
 
-    Declines unless the sizes are known and k is small against n; and, as the sum may be positive
+    Declines unless n is known, by the vector or the matrix, and k is small against n; it may be the
+    present length of a dimension of the model. Declines too, as the sum may be positive
     definite although an entry of d is not positive, unless d is proven positive. A multiple of the
     identity needs no proof: with k < n, that multiple is an eigenvalue.
     """
     if node.op.param == "chol":
         return None
     delta, matrix = split_inputs(node)
-    found = low_rank_plus_diagonal(fgraph, matrix)
-    if found is None or not is_real_float(matrix, *found):
+    n = delta.type.shape[-1] or matrix.type.shape[-1]
+    found = low_rank_plus_diagonal(fgraph, matrix, n)
+    if n is None or found is None or not is_real_float(matrix, *found):
         return None
     factor, diag = found
-    n, k = factor.type.shape[-2:]
-    if None in (n, k) or delta.type.shape[-1] not in (None, n):
+    sizes = (delta.type.shape[-1], factor.type.shape[-2], *matrix.type.shape[-2:])
+    if any(size not in (None, n) for size in sizes) or factor.type.dtype != matrix.type.dtype:
         return None
-    if n < MIN_RATIO * k or n < (MIN_SIZE if factor.type.ndim == 2 else MIN_SIZE_IN_BATCH):
+    if n < (MIN_SIZE if factor.type.ndim == 2 else MIN_SIZE_IN_BATCH):
         return None
-    if matrix.type.shape[-2:] != (n, n) or factor.type.dtype != matrix.type.dtype:
+    k = factor.type.shape[-1]
+    if k is None and not is_narrow(fgraph, factor):
+        record(Declined("structure", "matrix_is_low_rank_plus_diagonal", RANK_UNKNOWN))
+        return None
+    if k is not None and n < NARROW_RATIO * k:
         return None
     if not is_positive(diag) and not is_uniform(diag):
         record(Declined("structure", "matrix_is_low_rank_plus_diagonal", NOT_POSITIVE))
@@ -101,7 +116,26 @@ def matrix_is_low_rank_plus_diagonal(fgraph, node):
     return from_parts(node, quaddist, half_logdet, posdef)
 
 
-def low_rank_plus_diagonal(fgraph, matrix) -> LowRankPlusDiagonal | None:
+def is_narrow(fgraph, factor) -> bool:
+    """Whether a factor has few columns with the present `dims` of the model."""
+    if check_assumption(fgraph, factor, NARROW):
+        return True
+    match factor.owner_op_and_inputs:
+        case (Elemwise(), *inputs):
+            return any(is_narrow(fgraph, inp) for inp in inputs if is_square(inp))
+        case (Dot() | Blockwise(Dot()), _, right):
+            k = right.type.shape[-1]
+            return k is not None and k <= MIN_SIZE // NARROW_RATIO
+        case (Subtensor(idx_list=indices) | AdvancedSubtensor(idx_list=indices), stack, *_):
+            # a choice of whole matrices
+            return len(indices) <= stack.type.ndim - 2 and is_narrow(fgraph, stack)
+        case (SpecifyShape(), inner, *_):
+            return is_narrow(fgraph, inner)
+    view = matrix_view(factor)
+    return view.core is not factor and not view.transposed and is_narrow(fgraph, view.core)
+
+
+def low_rank_plus_diagonal(fgraph, matrix, n: int | None = None) -> LowRankPlusDiagonal | None:
     """The parts of a sum of products ``W @ W.mT`` and of diagonal matrices."""
     matrix = without_leading_ones(matrix, 2)
     match matrix.owner_op_and_inputs:
@@ -115,7 +149,7 @@ def low_rank_plus_diagonal(fgraph, matrix) -> LowRankPlusDiagonal | None:
         if diag is not None:
             diags.append(diag)
             continue
-        factor = gram_factor(fgraph, term, matrix.type.shape[-1])
+        factor = gram_factor(fgraph, term, n or matrix.type.shape[-1])
         if factor is None:
             return None
         factors.append(factor)
@@ -225,7 +259,7 @@ def _numerical_gram_factor(data: np.ndarray) -> np.ndarray | None:
     from scipy.linalg.lapack import dpstrf
 
     chol, pivots, rank, _ = dpstrf(data, lower=1)
-    if rank * MIN_RATIO > n:
+    if rank * NARROW_RATIO > n:
         return None
     factor = np.empty((n, rank))
     factor[pivots - 1] = np.tril(chol)[:, :rank]

@@ -4,6 +4,7 @@ import pytensor.tensor as pt
 import pytest
 from pytensor.graph.traversal import ancestors
 
+import pytensor_mvn_rewrites as mvn
 from pytensor_mvn_rewrites.ops import inv_quad_logdet, low_rank_quad_logdet
 from pytensor_mvn_rewrites.pipeline import Declined, recording
 from tests.harness import (
@@ -218,6 +219,80 @@ def test_factor_model(rng):
         psi = pm.HalfNormal("psi", shape=N)
         cov = loadings @ loadings.T + pt.diag(psi)
         pm.MvNormal("y", np.zeros(N), cov=cov, observed=rng.normal(size=(5, N)))
+    assert our_ops(rewritten([model.logp()])) == {"LowRankQuadLogdet{cov}": 1}
+    assert_model_agrees(model)
+
+
+COORDS = {
+    "item": range(N),
+    "factor": range(K),
+    "obs": range(5),
+    "group": range(3),
+    "row": range(64),
+}
+
+UNKNOWN_SIZES = {
+    "diagonal": lambda W, psi: W @ W.T + pt.diag(psi),
+    "times eye": lambda W, psi: W @ W.T + psi**2 * pt.eye(N),
+    "multiple of the identity": lambda W, psi: W @ W.T + psi[0] * pt.eye(N),
+    "identity of unknown size": lambda W, psi: W @ W.T + psi[0] * pt.eye(W.shape[0]),
+    "weighted": lambda W, psi: (W * psi[:K]) @ W.T + pt.diag(psi),
+    "scaled rows": lambda W, psi: (psi[:, None] * W) @ (psi[:, None] * W).T + pt.diag(psi),
+    "one factor": lambda W, psi: pt.outer(W[:, 0], W[:, 0]) + pt.diag(psi),
+}
+
+
+@pytest.mark.parametrize("free", [False, True], ids=["observed", "free"])
+@pytest.mark.parametrize("form", UNKNOWN_SIZES)
+def test_dims(rng, form, free):
+    """No type knows a length of a dimension: n comes from the data, and k is small at present."""
+    with pm.Model(coords=COORDS) as model:
+        loadings = pm.Normal("loadings", dims=("item", "factor"))
+        cov = UNKNOWN_SIZES[form](loadings, pm.HalfNormal("psi", dims="item"))
+        mu, data = pm.Normal("mu", dims="item"), rng.normal(size=(5, N))
+        y = pm.MvNormal("y", mu, cov=cov, observed=None if free else data, dims=("obs", "item"))
+        if free:
+            pm.Normal("z", y, observed=data)
+    found = our_ops(rewritten([model.logp()]))
+    # nothing knows the size of a free vector but a constant identity
+    unknown = free and form not in ("times eye", "multiple of the identity")
+    assert found == {"MvNormalLogp{cov}" if unknown else "LowRankQuadLogdet{cov}": 1}
+    assert_model_agrees(model)
+
+
+def test_dims_that_change(rng):
+    """Their lengths decide on the cost alone."""
+    with pm.Model(coords={"factor": range(K)}) as model:
+        loadings = pm.Normal("loadings", shape=(N, model.dim_lengths["factor"]))
+        cov = loadings @ loadings.T + EYE
+        pm.MvNormal("y", np.zeros(N), cov=cov, observed=rng.normal(size=N))
+    logp = model.compile_logp(mode=PIPELINE_MODE)
+    assert our_ops(rewritten([model.logp()])) == {"LowRankQuadLogdet{cov}": 1}
+    with mvn.disable():
+        reference = model.compile_logp(mode=PIPELINE_MODE)
+    for k in (1, K, 30):
+        point = {"loadings": rng.normal(size=(N, k))}
+        np.testing.assert_allclose(logp(point), reference(point), rtol=1e-10)
+
+
+def test_dims_of_many_factors(rng):
+    with pm.Model(coords={"item": range(N), "factor": range(N)}) as model:
+        loadings = pm.Normal("loadings", dims=("item", "factor"))
+        cov = loadings @ loadings.T + pt.diag(pm.HalfNormal("psi", dims="item"))
+        pm.MvNormal("y", np.zeros(N), cov=cov, observed=rng.normal(size=N))
+    assert our_ops(rewritten([model.logp()])) == {"MvNormalLogp{cov}": 1}
+    [(_, rule, reason)] = mvn.explain(model).declined
+    assert rule == "matrix_is_low_rank_plus_diagonal"
+    assert "rank is not known" in reason
+
+
+def test_loop_over_groups_with_dims(rng):
+    with pm.Model(coords=COORDS) as model:
+        loadings = pm.Normal("loadings", dims=("group", "row", "factor"))
+        sigma = pm.HalfNormal("sigma", dims="group")
+        for i in range(3):
+            cov = loadings[i] @ loadings[i].T + sigma[i] ** 2 * pt.eye(64)
+            pm.MvNormal(f"y_{i}", np.zeros(64), cov=cov, observed=rng.normal(size=64))
     assert our_ops(rewritten([model.logp()])) == {"LowRankQuadLogdet{cov}": 1}
     assert_model_agrees(model)
 

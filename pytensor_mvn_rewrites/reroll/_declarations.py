@@ -1,0 +1,15 @@
+"""Markers of declared facts go before anything is matched: PyTensor remembers the facts."""
+
+from pytensor.tensor.rewriting.assumptions import DrainSpecifyAssumptions
+
+from pytensor_mvn_rewrites.pipeline import reroll
+
+
+@reroll
+def drain_declarations(fgraph):
+    """assume(x, ...) -> x, for all of the graph at once.
+
+    PyTensor's own canonicalization does it node by node, after the whole-graph rewrites of this
+    stage, in whose way the markers would be.
+    """
+    DrainSpecifyAssumptions().apply(fgraph)
