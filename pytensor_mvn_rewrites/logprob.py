@@ -124,7 +124,11 @@ def fused_mvnormal_logp(op, values, rng, size, mu, cov, **kwargs):
 
 @_logprob.register(FusedPrecisionMvNormalRV)
 def fused_precision_mvnormal_logp(op, values, rng, size, mu, tau, **kwargs):
-    """The log-density of PyMC's ``PrecisionMvNormalRV``, also for several rows."""
+    """The log-density of PyMC's ``PrecisionMvNormalRV``, also for several rows.
+
+    Reads the lower triangle of `tau`, as PyMC does for the log-determinant. PyMC's quadratic form
+    reads both: the two densities differ for a `tau` that is not symmetric, and so no precision.
+    """
     [value] = values
     logp, posdef = mvnormal_logp(value, mu, tau, "tau")
     return check_posdef(logp, posdef, "posdef precision")

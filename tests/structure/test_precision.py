@@ -113,3 +113,18 @@ def test_model(rng, posdef):
         reference = model.compile_logp(mode=PIPELINE_MODE)(point)
     assert np.isfinite(reference) == posdef
     assert_close(logp, reference, "value")
+
+
+def test_lower_triangle_of_a_precision_is_read(rng):
+    """PyMC's log-determinant does so, too; its quadratic form reads both triangles."""
+    entries = rng.normal(size=(3, 3))
+    full = spd(rng, n=3) + np.triu(entries, 1)
+    lower = np.tril(full) + np.tril(full, -1).T
+    densities = []
+    for value in (full, lower):
+        with pm.Model() as model:
+            tau = pm.Normal("tau", shape=(3, 3), initval=value)
+            x = pm.MvNormal("x", np.zeros(3), tau=tau, observed=entries[0])
+        logp = model.compile_logp(vars=[x], mode=PIPELINE_MODE)
+        densities.append(logp(model.initial_point()))
+    np.testing.assert_allclose(*densities)
