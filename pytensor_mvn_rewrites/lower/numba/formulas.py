@@ -38,44 +38,42 @@ def lower_triangle(n: int) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class Factors:
-    """What the rows of a matrix need of it.
+    """What the rows of a matrix need of it, and the gradient for the matrix.
 
     Attributes
     ----------
-    diagonal : list of Vec
-        Reciprocals of the pivots; of a precision, its diagonal.
+    reciprocals : list of Vec
+        Of the pivots.
     below : dict
-        What stands below the diagonal: of a covariance, the unit factor, or its inverse if the
-        gradient for the matrix is wanted; of a Cholesky factor or a precision, its own elements.
-    half_inverse : dict
-        The lower triangle of half of the inverse matrix, if that gradient is wanted.
+        What stands below the diagonal of the factor, unit or Cholesky.
+    matrix : dict
+        The lower triangle of a precision.
     """
 
-    diagonal: list[Vec]
+    reciprocals: list[Vec]
     below: Matrix
-    half_inverse: Matrix
+    matrix: Matrix
 
     def vectors(self) -> list[Vec]:
         """All of it, in the order of :meth:`keys`."""
-        return [*self.diagonal, *self.below.values(), *self.half_inverse.values()]
+        return [*self.reciprocals, *self.below.values(), *self.matrix.values()]
 
     @staticmethod
     def keys(spec: Formulas) -> tuple[int, list, list]:
-        """Number of the diagonal's, and keys of the others' vectors."""
+        """Number of reciprocals, and keys of the others' vectors."""
         n = spec.n
         below = [(i, j) for j in range(n) for i in range(j + 1, n)]
-        has_inverse = spec.wants_matrix and spec.param != "chol"
-        return n, below, lower_triangle(n) if has_inverse else []
+        return n, below, lower_triangle(n) if spec.param == "tau" else []
 
     @classmethod
     def of_vectors(cls, spec: Formulas, vectors: Sequence[Vec]) -> "Factors":
         """Undo :meth:`vectors`."""
-        n, below, half_inverse = cls.keys(spec)
+        n, below, matrix = cls.keys(spec)
         rest = iter(vectors[n:])
         return cls(
             list(vectors[:n]),
             {key: next(rest) for key in below},
-            {key: next(rest) for key in half_inverse},
+            {key: next(rest) for key in matrix},
         )
 
 
@@ -99,16 +97,12 @@ class Row:
 def factorize(spec: Formulas, s: Matrix) -> tuple[list[Vec], Factors]:
     """The pivots of a matrix, and what its rows need."""
     n = spec.n
-    _, below, _ = Factors.keys(spec)
     if spec.param == "chol":
         pivots = [s[i, i] for i in range(n)]
-        return pivots, Factors([1.0 / x for x in pivots], {key: s[key] for key in below}, {})
+        below = {(i, j): s[i, j] for j in range(n) for i in range(j + 1, n)}
+        return pivots, Factors([1.0 / x for x in pivots], below, {})
     pivots, reciprocals, l = ldl(n, s)  # noqa: E741
-    inverse = unit_inverse(n, l) if spec.wants_matrix else {}
-    half = half_inverse(n, reciprocals, inverse) if spec.wants_matrix else {}
-    if spec.param == "tau":
-        return pivots, Factors([s[i, i] for i in range(n)], {key: s[key] for key in below}, half)
-    return pivots, Factors(reciprocals, {key: (inverse or l)[key] for key in below}, half)
+    return pivots, Factors(reciprocals, l, s if spec.param == "tau" else {})
 
 
 def whiten(spec: Formulas, factors: Factors, d: Sequence[Vec], g_quad: Vec) -> Row:
@@ -119,22 +113,15 @@ def whiten(spec: Formulas, factors: Factors, d: Sequence[Vec], g_quad: Vec) -> R
 
 def whiten_by_cov(spec: Formulas, factors: Factors, d: Sequence[Vec], g_quad: Vec) -> Row:
     """With a = S^-1 d: the gradient of quad is 2 a for d, and -a a' for the covariance."""
-    n, below = spec.n, factors.below
+    n, l = spec.n, factors.below  # noqa: E741
     w: list[Vec] = []
     for i in range(n):
-        # w = l^-1 d, by the inverse where it is there
-        if spec.wants_matrix:
-            w.append(dot(d[i], ((below[i, k], d[k]) for k in range(i))))
-        else:
-            w.append(dot(d[i], ((below[i, k], w[k]) for k in range(i)), -1))
-    t = [w[i] * factors.diagonal[i] for i in range(n)]
+        w.append(dot(d[i], ((l[i, k], w[k]) for k in range(i)), -1))
+    t = [w[i] * factors.reciprocals[i] for i in range(n)]
     quad = dot(t[0] * w[0], zip(t[1:], w[1:], strict=True))
     a = dict(enumerate(t))
     for i in reversed(range(n)):
-        if spec.wants_matrix:
-            a[i] = dot(t[i], ((below[k, i], t[k]) for k in range(i + 1, n)))
-        else:
-            a[i] = dot(t[i], ((below[k, i], a[k]) for k in range(i + 1, n)), -1)
+        a[i] = dot(t[i], ((l[k, i], a[k]) for k in range(i + 1, n)), -1)
     solution = [a[i] for i in range(n)]
     u = [2.0 * g_quad * x for x in solution]
     return Row(quad, u, u, solution)
@@ -145,12 +132,12 @@ def whiten_by_chol(spec: Formulas, factors: Factors, d: Sequence[Vec], g_quad: V
     n, below = spec.n, factors.below
     z: list[Vec] = []
     for i in range(n):
-        z.append(dot(d[i], ((below[i, k], z[k]) for k in range(i)), -1) * factors.diagonal[i])
+        z.append(dot(d[i], ((below[i, k], z[k]) for k in range(i)), -1) * factors.reciprocals[i])
     quad = dot(z[0] * z[0], zip(z[1:], z[1:], strict=True))
     a = dict(enumerate(z))
     for i in reversed(range(n)):
         rest = ((below[k, i], a[k]) for k in range(i + 1, n))
-        a[i] = dot(z[i], rest, -1) * factors.diagonal[i]
+        a[i] = dot(z[i], rest, -1) * factors.reciprocals[i]
     u = [2.0 * g_quad * a[i] for i in range(n)]
     return Row(quad, u, u, z)
 
@@ -160,9 +147,7 @@ def whiten_by_tau(spec: Formulas, factors: Factors, d: Sequence[Vec], g_quad: Ve
     n = spec.n
     a = []
     for i in range(n):
-        row = [
-            factors.diagonal[i] if k == i else factors.below[max(i, k), min(i, k)] for k in range(n)
-        ]
+        row = [factors.matrix[max(i, k), min(i, k)] for k in range(n)]
         a.append(dot(row[0] * d[0], zip(row[1:], d[1:], strict=True)))
     quad = dot(d[0] * a[0], zip(d[1:], a[1:], strict=True))
     g = 2.0 * g_quad
@@ -176,17 +161,18 @@ def gradient_of_matrix(
 
     Off-diagonal elements are those of the triangle, that is, doubled for a symmetric matrix.
     """
-    g: Matrix = {}
-    twice = 2.0 * g_half_logdet
-    for i, j in lower_triangle(spec.n):
-        total = products[i, j]
-        if spec.param == "chol":
-            g[i, j] = g_half_logdet * factors.diagonal[i] - total if i == j else -total
-            continue
-        logdet = (twice if i != j else g_half_logdet) * factors.half_inverse[i, j]
+    n, g = spec.n, dict(products)
+    if spec.param == "chol":
+        for i, j in g:
+            logdet = g_half_logdet * factors.reciprocals[i]
+            g[i, j] = logdet - products[i, j] if i == j else -products[i, j]
+        return g
+    scaled = scaled_inverse(n, [g_half_logdet * x for x in factors.reciprocals], factors.below)
+    for i, j in g:
+        logdet = scaled[i, j]
+        g[i, j] = logdet - g[i, j] if spec.param == "cov" else g[i, j] - logdet
         if i == j:
-            total = 0.5 * total
-        g[i, j] = logdet - total if spec.param == "cov" else total - logdet
+            g[i, j] = 0.5 * g[i, j]
     return g
 
 
@@ -206,21 +192,17 @@ def ldl(n: int, s: Matrix) -> tuple[list[Vec], list[Vec], Matrix]:
     return p, inverse_p, l
 
 
-def unit_inverse(n: int, l: Matrix) -> Matrix:  # noqa: E741
-    """The inverse of a unit lower triangle, below the diagonal."""
-    m: Matrix = {}
-    for j in range(n):
-        for i in range(j + 1, n):
-            m[i, j] = dot(-l[i, j], ((l[i, k], m[k, j]) for k in range(j + 1, i)), -1)
-    return m
+def scaled_inverse(n: int, diagonal: Sequence[Vec], l: Matrix) -> Matrix:  # noqa: E741
+    r"""The lower triangle of :math:`V = L^{-\top} C L^{-1}`, of which `diagonal` is C.
 
-
-def half_inverse(n: int, inverse_p: Sequence[Vec], m: Matrix) -> Matrix:
-    """The lower triangle of S^-1 / 2 = m' diag(1 / (2 p)) m."""
-    h = [0.5 * x for x in inverse_p]
-    hm = {(k, j): h[k] * m[k, j] for k, j in m}
+    From :math:`L^\top V = C L^{-1}`, whose upper triangle is C: column by column from the last,
+    each by those after it, without the inverse of the factor (K. Takahashi, J. Fagan and M.-S.
+    Chin, 1973).
+    """
     v: Matrix = {}
-    for i, j in lower_triangle(n):
-        first = h[i] if i == j else hm[i, j]
-        v[i, j] = dot(first, ((hm[k, i], m[k, j]) for k in range(i + 1, n)))
+    for j in reversed(range(n)):
+        for i in range(j + 1, n):
+            first = -(l[j + 1, j] * v[i, j + 1])
+            v[i, j] = dot(first, ((l[k, j], v[max(i, k), min(i, k)]) for k in range(j + 2, n)), -1)
+        v[j, j] = dot(diagonal[j], ((l[k, j], v[k, j]) for k in range(j + 1, n)), -1)
     return v

@@ -41,6 +41,7 @@ from pytensor_mvn_rewrites.lower.numba.jit import (
 from pytensor_mvn_rewrites.lower.numba.lane_loops import emit_loops, scratch_size
 from pytensor_mvn_rewrites.lower.numba.vectors import (
     WIDTH,
+    Difference,
     Index,
     Memory,
     Product,
@@ -477,8 +478,8 @@ def emit_head(spec: LanesSpec, places: Sequence[Memory]) -> list[Vec]:
     n, (value, mu, matrix) = spec.n, places[:3]
     lower = lower_triangle(n)
     fields = load_fields(matrix, n * n, [i * n + j for i, j in lower])
-    means = load_fields(mu, n, range(n))
-    d = [x - means[i] for i, x in load_fields(value, n, range(n)).items()]
+    deltas = load_fields(Difference(value, mu), n, range(n))
+    d = [deltas[i] for i in range(n)]
     pivots, factors = factorize(spec, {(i, j): fields[i * n + j] for i, j in lower})
     return [*d, *pivots, *factors.vectors()]
 

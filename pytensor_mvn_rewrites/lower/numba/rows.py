@@ -45,6 +45,7 @@ from pytensor_mvn_rewrites.lower.numba.lanes import (
 )
 from pytensor_mvn_rewrites.lower.numba.vectors import (
     WIDTH,
+    Difference,
     Index,
     Memory,
     Product,
@@ -485,10 +486,8 @@ def emit_rows(spec: RowsSpec, places, n_blocks: Index, memory: Memory) -> ir.Val
             Memory(builder, builder.add(address, builder.mul(block.value, step)))
             for address, step in places
         )
-        d = load_fields(value, n, range(n))
-        if spec.form != "quad":
-            means = load_fields(mu, n, range(n))
-            d = {i: d[i] - means[i] for i in range(n)}
+        delta = value if spec.form == "quad" else Difference(value, mu)
+        d = load_fields(delta, n, range(n))
         g = g_first.load(0) if spec.wants_gradient else Vec.full(builder, 0.0)
         g_quad = g if spec.form == "quad" else -0.5 * g
         row = whiten(spec, factors, [d[i] for i in range(n)], g_quad)

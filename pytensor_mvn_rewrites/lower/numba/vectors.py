@@ -23,7 +23,7 @@ from numba.extending import intrinsic
 WIDTH = 8
 
 _DOUBLE, _INT32, _INT64 = ir.DoubleType(), ir.IntType(32), ir.IntType(64)
-_VECTOR = ir.VectorType(_DOUBLE, WIDTH)
+_VECTOR, _HALF = ir.VectorType(_DOUBLE, WIDTH), ir.VectorType(_DOUBLE, WIDTH // 2)
 _INTEGERS = ir.VectorType(_INT64, WIDTH)
 _CONTRACT = ("contract",)
 
@@ -264,13 +264,32 @@ class Memory:
         """Eight numbers, the first at `offset`."""
         return Vec(self.builder, self.builder.load(self._at(offset, _VECTOR), align=self.align))
 
-    def load_one(self, offset: int | ir.Value) -> ir.Value:
-        """The number at `offset`."""
-        return self.builder.load(self._at(offset, _DOUBLE))
+    def load_halves(self, first: int, second: int) -> Vec:
+        """Four numbers at each of two offsets."""
+        halves = [self.builder.load(self._at(k, _HALF), align=8) for k in (first, second)]
+        both = ir.Constant(ir.VectorType(_INT32, WIDTH), list(range(WIDTH)))
+        return Vec(self.builder, self.builder.shuffle_vector(*halves, both))
 
     def store(self, vector: Vec, offset: int | ir.Value) -> None:
         """Write eight numbers, the first to `offset`."""
         self.builder.store(vector.value, self._at(offset, _VECTOR), align=self.align)
+
+
+class Difference:
+    """Doubles at one address minus those at another, to read."""
+
+    def __init__(self, left: Memory, right: Memory):
+        self.builder = left.builder
+        self.left = left
+        self.right = right
+
+    def load(self, offset: int) -> Vec:
+        """Eight numbers, the first at `offset`."""
+        return self.left.load(offset) - self.right.load(offset)
+
+    def load_halves(self, first: int, second: int) -> Vec:
+        """Four numbers at each of two offsets."""
+        return self.left.load_halves(first, second) - self.right.load_halves(first, second)
 
 
 def pick(registers: Sequence[Vec], elements: Sequence[int]) -> Vec:
@@ -316,54 +335,38 @@ def transpose(rows: Sequence[Vec]) -> list[Vec]:
     return [columns[k] for k in range(WIDTH)]
 
 
-def _windows(fields: Iterable[int], size: int) -> Iterator[tuple[int, list[int]]]:
-    """Cover fields by windows of eight inside of a record: start and fields of each."""
+def _windows(fields: Iterable[int], size: int, width: int) -> Iterator[tuple[int, list[int]]]:
+    """Cover fields by windows inside of a record: start and fields of each."""
     rest = sorted(fields)
     while rest:
-        start = min(rest[0], size - WIDTH)
-        inside = [field for field in rest if field < start + WIDTH]
+        start = min(rest[0], size - width)
+        inside = [field for field in rest if field < start + width]
         yield start, inside
         rest = rest[len(inside) :]
 
 
-def load_fields(memory: Memory, size: int, fields: Sequence[int]) -> dict[int, Vec]:
+def load_fields(memory: Memory | Difference, size: int, fields: Sequence[int]) -> dict[int, Vec]:
     """Load fields of eight records of `size` numbers each: field -> vector.
 
-    Nothing outside of the records is read.
+    Nothing outside of the records is read. Four fields move together, and a vector takes those of
+    two records: that is a round of shuffles less than by :func:`transpose`, and hardly a field is
+    moved in vain.
     """
-    if size <= 4:
+    half = WIDTH // 2
+    if size < half:
         registers = [memory.load(WIDTH * i) for i in range(size)]
         return {k: pick(registers, [size * lane + k for lane in range(WIDTH)]) for k in fields}
-    if size < WIDTH:
-        # rows reach into the next record; the last one ends with its record
-        rows = [memory.load(size * lane) for lane in range(WIDTH - 1)]
-        last = memory.load(size * WIDTH - WIDTH)
-        rows.append(pick([last], [min(k + WIDTH - size, WIDTH - 1) for k in range(WIDTH)]))
-        columns = transpose(rows)
-        return {k: columns[k] for k in fields}
-
+    # of the two records, one is two after the other: the last round puts all in their order
+    pairs = ((0, 2), (1, 3), (4, 6), (5, 7))
+    even, odd = (0, 8, 2, 10, 4, 12, 6, 14), (1, 9, 3, 11, 5, 13, 7, 15)
+    low, high = (0, 1, 4, 5, 8, 9, 12, 13), (2, 3, 6, 7, 10, 11, 14, 15)
     loaded: dict[int, Vec] = {}
-    windows = list(_windows(fields, size))
-    if len(windows) == 2:
-        (start, inside), (_, outside) = windows
-        free = [slot for slot in range(WIDTH) if start + slot not in inside]
-        if len(outside) <= min(2, len(free)):
-            # a second window for one or two fields costs more than inserting them one by one
-            rows = []
-            for lane in range(WIDTH):
-                row = memory.load(size * lane + start)
-                for slot, field in zip(free, outside, strict=False):
-                    number = memory.load_one(size * lane + field)
-                    slot_index = ir.Constant(_INT32, slot)
-                    inserted = memory.builder.insert_element(row.value, number, slot_index)
-                    row = Vec(memory.builder, inserted)
-                rows.append(row)
-            columns = transpose(rows)
-            slots = {k: k - start for k in inside} | dict(zip(outside, free, strict=False))
-            return {k: columns[slot] for k, slot in slots.items()}
-    for start, inside in windows:
-        columns = transpose([memory.load(size * lane + start) for lane in range(WIDTH)])
-        loaded |= {k: columns[k - start] for k in inside}
+    for start, inside in _windows(fields, size, half):
+        both = [memory.load_halves(*(size * lane + start for lane in pair)) for pair in pairs]
+        mixed = [[pick(both[i : i + 2], take) for i in (0, 2)] for take in (even, odd)]
+        for k in inside:
+            block, parity = divmod(k - start, 2)
+            loaded[k] = pick(mixed[parity], (low, high)[block])
     return loaded
 
 
@@ -397,7 +400,7 @@ def _records(fields: Sequence[Vec]) -> Iterator[tuple[int, Vec]]:
             places = [divmod(WIDTH * i + element, size) for element in range(WIDTH)]
             yield WIDTH * i, pick(rows, [WIDTH * lane + slot_of[k] for lane, k in places])
     else:
-        for start, _ in _windows(range(size), size):
+        for start, _ in _windows(range(size), size, WIDTH):
             for lane, row in enumerate(transpose(fields[start : start + WIDTH])):
                 yield size * lane + start, row
 
