@@ -1,18 +1,6 @@
 """Numba kernels of the lowered ops; importing this package registers them with PyTensor.
 
-=================  =============================================================================
-`frame`            the function that a node calls: checks, outputs, choice of a kernel
-`lanes`            the kernel for small and medium matrices, one per vector lane
-`rows`             the kernel for small matrices with several rows each
-`threads`          lets several threads share the kernel of `lanes`
-`formulas`         the formulas of small matrices; `lane_loops` those of medium ones
-`general`          the kernel for every size, one matrix after the other
-`single`           the formulas of `general`; `lapack` where blocking pays
-`packed_cholesky`  the kernels of ``PackedCholesky``
-`vectors`          the vectors that `lanes` is written in
-`jit`              compiles and caches kernels, and calls them by their address
-=================  =============================================================================
-"""
+=================  ======================================================================"""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -20,6 +8,7 @@ from functools import lru_cache
 from pytensor.link.numba.dispatch.basic import register_funcify_and_cache_key
 
 from pytensor_mvn_rewrites.lower.numba import packed_cholesky
+from pytensor_mvn_rewrites.lower.numba.blas_rows import blas_rows_kernel
 from pytensor_mvn_rewrites.lower.numba.frame import KernelSpec, kernel_of_op
 from pytensor_mvn_rewrites.lower.numba.general import general_kernel
 from pytensor_mvn_rewrites.lower.numba.jit import kernel_address
@@ -32,12 +21,14 @@ __all__ = ["KernelSpec", "build_kernel", "packed_cholesky"]
 
 
 def build_kernel(name: str) -> Callable:
-    """The kernel of a name, to be compiled: ``"small"``, ``"large"`` or that of a specification."""
+    """The kernel of a name, to be compiled: that of a specification, or one that has none."""
     match name.split()[0]:
         case "lanes":
             return lanes_kernel(LanesSpec.parse(name))
         case "rows":
             return rows_kernel(RowsSpec.parse(name))
+        case "blas_rows":
+            return blas_rows_kernel()
         case "threads":
             return threads_kernel(name)
         case _:

@@ -5,13 +5,14 @@ else in it is as one would write it by hand. It is compiled for every graph, so 
 that differs between graphs and not between matrices is passed to the kernel as numbers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from pytensor.link.numba.dispatch.basic import numba_njit
 
 from pytensor_mvn_rewrites.config import n_threads
+from pytensor_mvn_rewrites.lower.numba.blas_rows import BLAS_MIN_R
 from pytensor_mvn_rewrites.lower.numba.general import LAPACK_MIN_N
 from pytensor_mvn_rewrites.lower.numba.jit import (
     PARAM_CODES,
@@ -138,20 +139,29 @@ class KernelSpec:
         return LanesSpec(self.form, self.param, n, wants_value, *wants)
 
     def _rows_kernel(self, n: int) -> RowsSpec | None:
-        """The kernel for rows that share a matrix.
-
-        It cannot undo what a bad row has added to a gradient that other matrices share as well:
-        None where there is one.
-        """
-        if n > STRAIGHT_MAX_N:
+        """The kernel for rows that share a matrix."""
+        if n > STRAIGHT_MAX_N or not self.can_redo_rows:
             return None
         gradients = {"dvalue": "none", "dmu": "none", "dmatrix": "none"}
         for name in self.wanted & GRADIENTS.keys():
-            axes = self.axes(name)
-            if "R" in axes and "M" in self.layout.joint and "M" not in axes:
-                return None
-            gradients[TABLE_OUTPUTS.get(name, name)] = "own" if "R" in axes else "sum"
+            has_rows = "R" in self.axes(name)
+            gradients[TABLE_OUTPUTS.get(name, name)] = "own" if has_rows else "sum"
         return RowsSpec(self.form, self.param, n, *gradients.values())
+
+    @property
+    def can_redo_rows(self) -> bool:
+        """Whether no bad row can add to a gradient that other matrices share.
+
+        The kernels for rows could not undo that.
+        """
+        all_axes = (self.axes(name) for name in self.wanted & GRADIENTS.keys())
+        return "M" not in self.layout.joint or all("M" in a or "R" not in a for a in all_axes)
+
+    @property
+    def uses_blas_rows(self) -> bool:
+        """Whether matrices may be large, and have enough rows, for products of all their rows."""
+        is_large = self.n is None or self.n > STRAIGHT_MAX_N
+        return is_large and "R" in self.layout.joint and self.can_redo_rows
 
     @property
     def kernel_name(self) -> str | None:
@@ -213,23 +223,29 @@ def call_lines(spec: KernelSpec):
     codes = int(spec.is_logp), int(is_checked), PARAM_CODES[spec.param]
     header = f"(n_r, n_m, n, {', '.join(map(str, codes))})"
     arguments = f'"{axes}", {header}, ({", ".join(map(str, places.values()))})'
+    opening = "if"
+    for condition, kernel in kernels_by_condition(spec):
+        yield f"{opening} {condition}:"
+        yield f'    call_kernel("{kernel}", {arguments})'
+        opening = "elif"
+
+
+def kernels_by_condition(spec: KernelSpec) -> Iterator[tuple[str, str]]:
+    """The conditions on sizes on which kernels are called, the first that holds, and their names.
+
+    The last one is True.
+    """
     n = spec.n
-    one_by_one = "large" if n is not None and n >= LAPACK_MIN_N else "small"
     if spec.kernel_name is not None:
-        if n is not None and n > STRAIGHT_MAX_N:
-            yield f"if n_m < {LANES_MIN_M}:"
-            yield f'    call_kernel("{one_by_one}", {arguments})'
-            yield "else:"
-            yield f'    call_kernel("{spec.kernel_name}", {arguments})'
-        else:
-            yield f'call_kernel("{spec.kernel_name}", {arguments})'
-    elif n is not None:
-        yield f'call_kernel("{one_by_one}", {arguments})'
-    else:
-        yield f"if n < {LAPACK_MIN_N}:"
-        yield f'    call_kernel("small", {arguments})'
-        yield "else:"
-        yield f'    call_kernel("large", {arguments})'
+        if n is not None and n <= STRAIGHT_MAX_N:
+            yield "True", spec.kernel_name
+            return
+        yield f"n_m >= {LANES_MIN_M}", spec.kernel_name
+    if spec.uses_blas_rows:
+        yield f"n > {STRAIGHT_MAX_N} and n_r >= {BLAS_MIN_R}", "blas_rows"
+    if n is None:
+        yield f"n < {LAPACK_MIN_N}", "small"
+    yield "True", "large" if n is None or n >= LAPACK_MIN_N else "small"
 
 
 @numba_njit
