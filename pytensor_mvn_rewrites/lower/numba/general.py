@@ -12,7 +12,13 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pytensor_mvn_rewrites.lower.numba.jit import CHOL, Table, bind, njit_exact
+from pytensor_mvn_rewrites.lower.numba.jit import (
+    CHOL,
+    Table,
+    bind,
+    call_kernel_by_table,
+    njit_exact,
+)
 from pytensor_mvn_rewrites.lower.numba.lapack import lapack_factorize, lapack_invert
 from pytensor_mvn_rewrites.lower.numba.single import (
     add_logdet_gradient,
@@ -137,3 +143,51 @@ def store_vector(table, output, r, m, factor, a):
     for i in range(a.size):
         address = target + i * table[output + 4]
         store(address, load(address) + factor * a[i] if is_sum else factor * a[i])
+
+
+# --- what other kernels leave to this one -----------------------------------------------------
+
+
+@njit_exact
+def do_again(table):
+    """Do one matrix with all of its rows, which another kernel could not.
+
+    Most often it has no Cholesky factor, and everything is NaN. Nobody should wait for the kernel
+    above to be compiled, about three seconds, to learn that in the middle of sampling.
+    """
+    if table[PARAM] == CHOL or has_factor(table):
+        call_kernel_by_table("small", table)
+    else:
+        fill_with_nan(table)
+
+
+@njit_exact
+def has_factor(table):
+    """Whether a matrix is positive definite."""
+    n = table[N]
+    chol = np.empty((n, n))
+    for i in range(n):
+        for j in range(i + 1):
+            chol[i, j] = load(table[MATRIX] + i * table[MATRIX + 3] + j * table[MATRIX + 4])
+    return factorize(chol)
+
+
+@njit_exact
+def fill_with_nan(table):
+    """Write the results for a matrix without a factor."""
+    n = table[N]
+    for r in range(table[N_R]):
+        for output in (FIRST, SECOND):
+            store_if_wanted(table, output, r, 0, np.nan)
+        if table[POSDEF] != 0:
+            store_bool(element(table, POSDEF, r, 0), False)
+        for output in (DVALUE, DMU):
+            for i in range(n if table[output] != 0 else 0):
+                store(element(table, output, r, 0) + i * table[output + 4], np.nan)
+    if table[DMATRIX] != 0:
+        for i in range(n):
+            for j in range(n):
+                store(table[DMATRIX] + i * table[DMATRIX + 3] + j * table[DMATRIX + 4], np.nan)
+    if table[TOTAL] != 0 and table[N_R] > 0:
+        total = -np.inf if table[IS_CHECKED] != 0 else np.nan
+        store(table[TOTAL], load(table[TOTAL]) + total)

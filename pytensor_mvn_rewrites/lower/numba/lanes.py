@@ -6,8 +6,7 @@ last few matrices) pass through a small buffer with room for eight.
 
 The formulas are those of :mod:`.formulas`, or of :mod:`.lane_loops` for medium matrices. A lane
 whose pivots are not positive, or whose numbers leave the range where the formulas are accurate, is
-done again by :mod:`.general`; the others do not notice. That kernel is loaded, or on a machine
-that has never needed it compiled (about three seconds), when the first such matrix comes.
+done again by :mod:`.general`; the others do not notice.
 
 The sum of the log-densities has a form of its own: each lane keeps a running product of its
 pivots, with the exponent apart, and the logarithm is taken once for many matrices.
@@ -28,12 +27,11 @@ from pytensor_mvn_rewrites.lower.numba.formulas import (
     lower_triangle,
     whiten,
 )
-from pytensor_mvn_rewrites.lower.numba.general import HALF_LOG_2PI
+from pytensor_mvn_rewrites.lower.numba.general import HALF_LOG_2PI, do_again
 from pytensor_mvn_rewrites.lower.numba.jit import (
     PARAM_CODES,
     Table,
     bind,
-    call_kernel_by_table,
     data_address,
     njit_exact,
     words,
@@ -58,12 +56,12 @@ from pytensor_mvn_rewrites.lower.numba.vectors import (
     store_flags,
 )
 
-# Measured on one core of a Xeon with AVX-512 and 2 MB of L2, value and all gradients, 200 matrices
-# (64 from n = 30 on), in microseconds:
+# Measured on one core with AVX-512, value and all gradients, 200 matrices (64 from n = 30 on), in
+# microseconds; a Zen 4 with 1 MB of L2 up to n = 16, a Xeon with 2 MB of it from n = 30 on:
 #
 #     n                 8     10     12     14     16     30     48     64    100
-#     straight-line    6.5   14.6   20.7   30.6   48.2
-#     loops           13.8   23.3   24.9   35.7   53.5     69    255    577   1783
+#     straight-line    7.6   12.4   17.7   24.8   37.8
+#     loops           16.4   25.7   28.6   45.2   57.4     69    255    577   1783
 #     LAPACK                                              422   1368   2409   7178
 
 #: Largest core size with straight-line code: beyond it compile time grows faster than speed
@@ -205,7 +203,7 @@ def run_blocks(table):
             for lane in range(count):
                 if (fine >> lane) & 1 == 0:
                     fill_redo_table(redo_table, table, shapes, at, m, lane)
-                    call_kernel_by_table("small", redo_table)
+                    do_again(redo_table)
                     n_redone += 1
         if not in_place or count < WIDTH:
             unpack(table, shapes, home, at, m, count)

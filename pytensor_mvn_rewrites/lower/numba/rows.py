@@ -27,12 +27,11 @@ from pytensor_mvn_rewrites.lower.numba.formulas import (
     lower_triangle,
     whiten,
 )
-from pytensor_mvn_rewrites.lower.numba.general import HALF_LOG_2PI
+from pytensor_mvn_rewrites.lower.numba.general import HALF_LOG_2PI, do_again
 from pytensor_mvn_rewrites.lower.numba.jit import (
     PARAM_CODES,
     Table,
     bind,
-    call_kernel_by_table,
     data_address,
     njit_exact,
     words,
@@ -362,7 +361,7 @@ def redo_matrix(redo_table, table, n, param, is_logp, buffer, m):
             redo_table[entry + 4] = LANE
             for i in range(n):
                 store(redo_table[entry] + LANE * i, 0.0)
-    call_kernel_by_table("small", redo_table)
+    do_again(redo_table)
     for k in range(FIRST_OUTPUT, N_PLACES):
         entry = ENTRIES[k]
         if IS_VECTOR[k] and table[entry] != 0 and table[entry + 1] == table[entry + 2] == 0:
