@@ -15,8 +15,9 @@ from pytensor.compile.mode import Mode
 from pytensor.graph.basic import Apply, Constant, Variable
 from pytensor.graph.op import Op
 from pytensor.link.numba.linker import NumbaLinker
+from pytensor.scalar.basic import Cast
 from pytensor.tensor.basic import Alloc
-from pytensor.tensor.elemwise import DimShuffle
+from pytensor.tensor.elemwise import DimShuffle, Elemwise
 from pytensor.tensor.math import All, Sum
 
 from pytensor_mvn_rewrites.lower._pairs import core_sizes, find_groups
@@ -207,11 +208,11 @@ class NumbaMvNormalLogp(NumbaGaussianOp):
     gradient_outputs = ("dvalue", "dmu", "dmatrix")
 
     def reference_sums(self, forward):
-        """The sums as PyMC's graph has them."""
-        logp, posdef = forward["logp"], forward["posdef"]
+        """The sums, in double precision whatever the log-densities are in."""
+        logp, posdef = forward["logp"].astype("float64"), forward["posdef"]
         return {
             "logp_sum": logp.sum(),
-            "checked_logp_sum": pt.switch(posdef, logp, -np.inf).sum().astype(logp.type.dtype),
+            "checked_logp_sum": pt.switch(posdef, logp, -np.inf).sum(),
         }
 
 
@@ -293,9 +294,7 @@ def lowered(fgraph, cls: type[NumbaGaussianOp], forward: Apply | None, pullback:
     param = node.op.param  # type: ignore[attr-defined]
     new = dict(zip(wanted, apply_lowered(cls, param, wanted, inputs, core_ndims), strict=True))
     if checks is not None:
-        new["logp_sum"] = pt.switch(checks, new["logp_sum"], -np.inf).astype(
-            old["logp_sum"].type.dtype
-        )
+        new["logp_sum"] = pt.switch(checks, new["logp_sum"], -np.inf)
     return [(out, matched_type(new[name], out)) for name, out in old.items()]
 
 
@@ -306,12 +305,17 @@ def find_sum(
 
     Returns its name among the `sum_outputs`, the variable, and the condition without which it is
     minus infinity, if there is one. It is found in three forms: ``sum(logp)``,
-    ``sum(switch(posdef, logp, -inf))`` and ``sum(switch(all(posdef), logp, -inf))``.
+    ``sum(switch(posdef, logp, -inf))`` and ``sum(switch(all(posdef), logp, -inf))``; under float32
+    PyMC casts `logp` to float64 first.
     """
     if not cls.sum_outputs:
         return None
     logp, posdef = forward.outputs
-    name, condition, client = "logp_sum", None, only_client(fgraph, logp)
+    client = only_client(fgraph, logp)
+    if client is not None and is_cast_to_float64(client):
+        [logp] = client.outputs
+        client = only_client(fgraph, logp)
+    name, condition = "logp_sum", None
     if client is not None and client.op == pt.switch:
         # no other client, and no broadcasting, which would repeat the terms
         checked, term, otherwise = client.inputs
@@ -329,9 +333,15 @@ def find_sum(
         return None
     [total] = client.outputs
     sums_all = client.op.axis is None or len(client.op.axis) == logp.type.ndim
-    if not sums_all or not logp.type.ndim or total.type.dtype != logp.type.dtype:
+    if not sums_all or not logp.type.ndim or total.type.dtype not in ("float32", "float64"):
         return None
     return name, total, condition
+
+
+def is_cast_to_float64(node: Apply) -> bool:
+    """Whether a node changes the dtype and nothing else."""
+    is_cast = isinstance(node.op, Elemwise) and isinstance(node.op.scalar_op, Cast)
+    return is_cast and node.outputs[0].type.dtype == "float64"
 
 
 def only_client(fgraph, variable: Variable) -> Apply | None:
@@ -350,7 +360,8 @@ def condition_for_all(condition: Variable, posdef: Variable) -> Variable | None:
 
 
 def matched_type(new: Variable, old: Variable) -> Variable:
-    """Restore static dimensions that the new variable does not know."""
+    """Restore the dtype of a sum, and static dimensions that the new variable does not know."""
+    new = new.astype(old.type.dtype)
     if old.type.is_super(new.type):
         return new
     return pt.specify_shape(new, old.type.shape)

@@ -18,6 +18,16 @@ FORMS = {
     "checked_logp_sum": lambda logp, posdef: pt.switch(posdef, logp, -np.inf).sum(),
     "all_checked": lambda logp, posdef: pt.switch(posdef.all(), logp, -np.inf).sum(),
 }
+#: As PyMC writes them under float32
+CASTS = {
+    "cast": lambda logp, posdef: logp.astype("float64").sum(),
+    "checked_cast": lambda logp, posdef: pt.switch(
+        posdef, logp.astype("float64"), np.array(-np.inf)
+    ).sum(),
+    "all_checked_cast": lambda logp, posdef: pt.switch(
+        posdef.all(), logp.astype("float64"), np.array(-np.inf)
+    ).sum(),
+}
 BATCH = ((None, 3), (None, 3), (None, 3, 3))
 ROWS = ((None, None, 3), (None, 1, 3), (None, 1, 3, 3))
 LARGE = ((None, 14), (None, 14), (None, 14, 14))
@@ -26,9 +36,11 @@ LARGE = ((None, 14), (None, 14), (None, 14, 14))
 @cache
 def functions(form, param="cov", shapes=BATCH, dtype="float64"):
     inputs = [pt.tensor(dtype=dtype, shape=shape) for shape in shapes]
-    logp, posdef = mvnormal_logp(*inputs, param)
-    outputs = [FORMS[form](logp, posdef)]
-    outputs += pytensor.grad(logp.sum(), inputs[1:])
+    # the constants of the reference graph are of the dtype that PyMC would use
+    with pytensor.config.change_flags(floatX=dtype):
+        logp, posdef = mvnormal_logp(*inputs, param)
+        outputs = [(FORMS | CASTS)[form](logp, posdef)]
+        outputs += pytensor.grad(logp.sum(), inputs[1:])
     lowered = pytensor.function(inputs, outputs, mode="NUMBA")
     with disable():
         reference = pytensor.function(inputs, outputs, mode=REFERENCE)
@@ -122,10 +134,27 @@ def test_several_chunks():
     assert np.isneginf(total)
 
 
-def test_float32():
-    pair = functions("checked_logp_sum", dtype="float32")
+@pytest.mark.parametrize("form", [*FORMS, *CASTS])
+def test_float32(form):
+    """Log-densities of float32 are cast before their sum, or not; the sum keeps its dtype."""
+    pair = functions(form, dtype="float32")
+    [node] = lowered_nodes(pair[0])
+    assert "logp" not in node.op.outputs
     inputs = random_inputs(mvnormal_logp, "cov", sizes_of(BATCH, 11), dtype="float32")[:3]
+    expected = assert_agree(pair, inputs, rtol=1e-4, atol=1e-5)
+    assert expected[0].dtype == ("float64" if form in CASTS else "float32")
+    inputs[2][3, 0, 0] = -1.0
     assert_agree(pair, inputs, rtol=1e-4, atol=1e-5)
+    assert not np.isfinite(pair[0](*inputs)[0])
+
+
+def test_float32_sum_is_not_rounded():
+    """As in the reference, the sum of many has more digits than float32 has."""
+    pair = functions("cast", dtype="float32")
+    inputs = random_inputs(mvnormal_logp, "cov", sizes_of(BATCH, 5000), dtype="float32")[:3]
+    lowered, reference = (f(*inputs)[0] for f in pair)
+    assert_allclose(lowered, reference, rtol=1e-7)
+    assert float(lowered) != float(np.float32(lowered))
 
 
 class TestDeclines:
@@ -157,6 +186,11 @@ class TestDeclines:
         logp, posdef = mvnormal_logp(*self.inputs)
         repeated = pt.switch(posdef, logp, np.full((2, 1), -np.inf))
         assert self.outputs_of(repeated.sum()) == ("logp", "posdef")
+
+    def test_casts_that_lose_digits(self):
+        logp, _ = mvnormal_logp(*self.inputs)
+        assert self.outputs_of(logp.astype("float32").sum()) == ("logp",)
+        assert self.outputs_of(logp.astype("int64").sum()) == ("logp",)
 
     def test_sum_over_one_of_two_axes(self):
         x, mu, cov = (pt.tensor(shape=shape) for shape in ROWS)
