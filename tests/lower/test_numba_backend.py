@@ -13,6 +13,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from pytensor.compile.mode import Mode, get_mode
 
 from pytensor_mvn_rewrites import disable
+from pytensor_mvn_rewrites.lower.numba import jit
 from pytensor_mvn_rewrites.lower.numba_backend import (
     BatchLayout,
     NumbaGaussianOp,
@@ -283,6 +284,34 @@ def test_few_medium_matrices(n, batch):
         compiled(mvnormal_logp, "cov", shapes)[0](*one), functions[0](*inputs), strict=True
     ):
         assert_allclose(a, d[0], rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [((None, 11), (None, 11), (None, 11, 11)), ((None, 11), (11,), (11, 11))],
+    ids=["matrices", "rows"],
+)
+@pytest.mark.parametrize("param", ["cov", "tau"])
+def test_matrices_without_factor_compile_nothing(shapes, param, monkeypatch):
+    """In the middle of sampling nobody should wait for a kernel to be compiled."""
+    functions = compiled(mvnormal_logp, param, shapes)
+    sizes = tuple(tuple(9 if size is None else size for size in shape) for shape in shapes)
+    inputs = random_inputs(mvnormal_logp, param, sizes)
+    assert_agree(functions, inputs)
+    asked = []
+    monkeypatch.setattr(jit, "kernel_address", lambda name: asked.append(name) or 0)
+    monkeypatch.setattr("sys.unraisablehook", lambda error: None)
+    matrices = inputs[2] if inputs[2].ndim == 3 else inputs[2][None]
+    for bad in (-1.0, np.nan):
+        matrices[-1, 3, 3] = bad
+        assert_agree(functions, inputs)
+    assert not asked
+    # a matrix out of the range of the formulas: no other test has this size, so that the careful
+    # kernel has not been asked for before
+    matrices[-1] = 1e305 * np.eye(11)
+    with pytest.raises(RuntimeError, match="could not be compiled"):
+        functions[0](*inputs)
+    assert asked == ["small"]
 
 
 @pytest.mark.parametrize("n", [0, 1, 20, 60])

@@ -1,13 +1,20 @@
 """The kernel for rows that share a matrix agrees with the reference, and is the one that runs."""
 
 import numpy as np
+import pytensor
+import pytensor.tensor as pt
 import pytest
 from numpy.testing import assert_array_equal
 
+from pytensor_mvn_rewrites import disable
+from pytensor_mvn_rewrites.lower.numba import jit
+from pytensor_mvn_rewrites.lower.numba.blas_rows import BLAS_MIN_R, BLOCK
 from pytensor_mvn_rewrites.lower.numba.frame import KernelSpec
+from pytensor_mvn_rewrites.lower.numba.lanes import STRAIGHT_MAX_N
 from pytensor_mvn_rewrites.lower.numba.rows import RowsSpec, lanes_are_rows
 from pytensor_mvn_rewrites.ops import inv_quad_logdet, mvnormal_logp
 from tests.lower.test_numba_backend import (
+    REFERENCE,
     assert_agree,
     compiled,
     lowered_nodes,
@@ -18,6 +25,11 @@ from tests.lower.test_numba_backend import (
 def kernel_of(function):
     [node] = lowered_nodes(function)
     return KernelSpec.of(node.op, node).kernel
+
+
+def uses_blas_rows(function):
+    [node] = lowered_nodes(function)
+    return KernelSpec.of(node.op, node).uses_blas_rows
 
 
 def rows_functions(build, param, n, *, groups=True, own_mean=True):
@@ -36,6 +48,7 @@ def rows_inputs(build, param, n, sizes, *, own_mean=True, seed=0):
     return random_inputs(build, param, (*vectors, (*groups, 1, n, n)), seed)
 
 
+#: With whether the mean is each row's own
 CASES = [
     (mvnormal_logp, "cov", 3, True),
     (mvnormal_logp, "cov", 3, False),
@@ -45,8 +58,15 @@ CASES = [
     (inv_quad_logdet, "chol", 3, True),
     (mvnormal_logp, "chol", 12, True),
     (mvnormal_logp, "cov", 1, True),
+    # by products of blocks of rows
+    (mvnormal_logp, "cov", 13, True),
+    (mvnormal_logp, "cov", 50, False),
+    (mvnormal_logp, "chol", 20, True),
+    (mvnormal_logp, "tau", 14, False),
+    (inv_quad_logdet, "cov", 30, True),
+    (inv_quad_logdet, "tau", 13, True),
 ]
-SIZES = [(1, 1), (1, 7), (3, 8), (2, 100), (50, 3), (9, 17), (8, 1)]
+SIZES = [(1, 1), (1, 7), (3, 8), (2, 100), (50, 3), (9, 17), (8, 1), (2, 2 * BLOCK + 3)]
 
 
 @pytest.mark.parametrize(
@@ -58,8 +78,12 @@ class TestGroupsOfRows:
     def test_sizes(self, build, param, n, own_mean):
         functions = rows_functions(build, param, n, own_mean=own_mean)
         kernel = kernel_of(functions[0])
-        assert isinstance(kernel, RowsSpec)
-        assert RowsSpec.parse(kernel.name) == kernel
+        if n <= STRAIGHT_MAX_N:
+            assert isinstance(kernel, RowsSpec)
+            assert RowsSpec.parse(kernel.name) == kernel
+        else:
+            assert kernel is None
+            assert uses_blas_rows(functions[0])
         for sizes in SIZES:
             assert_agree(functions, rows_inputs(build, param, n, sizes, own_mean=own_mean))
 
@@ -162,3 +186,57 @@ def test_choice_of_lanes():
     assert lanes_are_rows.py_func(1, 5)
     assert not lanes_are_rows.py_func(3, 5)
     assert not lanes_are_rows.py_func(1000, 5)
+
+
+class TestProductsOfRows:
+    """Which matrices the kernel for larger ones does, and that it is the one that runs."""
+
+    @staticmethod
+    def kernels_that_run(function, inputs, monkeypatch):
+        """Names of the kernels that a function has not called before."""
+        names = []
+        monkeypatch.setattr(jit, "kernel_address", lambda name: names.append(name) or 0)
+        monkeypatch.setattr("sys.unraisablehook", lambda error: None)
+        with pytest.raises(RuntimeError, match="could not be compiled"):
+            function(*inputs)
+        return names
+
+    @pytest.mark.parametrize(
+        ("rows", "kernel"), [(BLAS_MIN_R, "blas_rows"), (BLAS_MIN_R - 1, "small")]
+    )
+    def test_from_some_rows_on(self, rows, kernel, monkeypatch):
+        # no other test has this size
+        shapes = ((None, 17), (17,), (17, 17))
+        lowered, _ = compiled(mvnormal_logp, "cov", shapes)
+        inputs = random_inputs(mvnormal_logp, "cov", ((rows, 17), *shapes[1:]))
+        assert self.kernels_that_run(lowered, inputs, monkeypatch) == [kernel]
+
+    def test_unknown_core_size(self):
+        shapes = ((None, None), (None,), (None, None))
+        functions = compiled(mvnormal_logp, "cov", shapes)
+        assert uses_blas_rows(functions[0])
+        for n, rows in [(3, 40), (20, 3), (20, 40)]:
+            inputs = random_inputs(mvnormal_logp, "cov", ((rows, n), (n,), (n, n)))
+            assert_agree(functions, inputs)
+
+    def test_gradient_that_other_matrices_share(self):
+        shapes = ((None, 1, 13), (None, 13), (None, 13, 13))
+        lowered, _ = compiled(mvnormal_logp, "cov", shapes)
+        assert not uses_blas_rows(lowered)
+
+    def test_sum(self):
+        """The sum of the log-densities, with a bad matrix and without."""
+        inputs = [pt.tensor(shape=shape) for shape in ((None, None, 13), (13,), (None, 1, 13, 13))]
+        logp, posdef = mvnormal_logp(*inputs)
+        outputs = [pt.switch(posdef, logp, -np.inf).sum(), *pytensor.grad(logp.sum(), inputs)]
+        lowered = pytensor.function(inputs, outputs, mode="NUMBA")
+        [node] = lowered_nodes(lowered)
+        assert node.op.outputs[0] == "checked_logp_sum"
+        with disable():
+            reference = pytensor.function(inputs, outputs, mode=REFERENCE)
+        sizes = ((3, 40, 13), (13,), (3, 1, 13, 13))
+        arguments = random_inputs(mvnormal_logp, "cov", sizes)[:3]
+        assert_agree((lowered, reference), arguments)
+        arguments[2][1, 0, 2, 2] = -1.0
+        expected = assert_agree((lowered, reference), arguments)
+        assert np.isneginf(expected[0])
