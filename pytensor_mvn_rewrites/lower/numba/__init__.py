@@ -1,6 +1,19 @@
 """Numba kernels of the lowered ops; importing this package registers them with PyTensor.
 
-=================  ======================================================================"""
+=================  =============================================================================
+`frame`            the function that a node calls: checks, outputs, choice of a kernel
+`lanes`            the kernel for small and medium matrices, one per vector lane
+`rows`             the kernel for small matrices with several rows each
+`blas_rows`        the kernel for larger matrices with many rows each
+`threads`          lets several threads share the kernel of `lanes`
+`formulas`         the formulas of small matrices; `lane_loops` those of medium ones
+`general`          the kernel for every size, one matrix after the other
+`single`           the formulas of `general`; `lapack` and BLAS where blocking pays
+`packed_cholesky`  the kernels of ``PackedCholesky``
+`vectors`          the vectors that `lanes` is written in
+`jit`              compiles and caches kernels, and calls them by their address
+=================  =============================================================================
+"""
 
 from collections.abc import Callable
 from functools import lru_cache
