@@ -20,6 +20,7 @@ from pytensor.tensor.basic import Alloc
 from pytensor.tensor.elemwise import DimShuffle, Elemwise
 from pytensor.tensor.math import All, Sum
 
+from pytensor_mvn_rewrites.lower._groups import RowGroups, find_row_groups
 from pytensor_mvn_rewrites.lower._pairs import core_sizes, find_groups
 from pytensor_mvn_rewrites.ops import (
     InvQuadLogdet,
@@ -45,7 +46,9 @@ class BatchLayout:
     joint : str
         The batch axes of the forward outputs, such as ``"M"`` or ``"RM"``.
     operands : tuple of str
-        The batch axes of each input; ``1`` where the input is broadcast along the axis.
+        The batch axes of each input; ``1`` where the input is broadcast along the axis. Rows in
+        groups have the joint axis ``R``; along ``M``, operands have one entry for each group, and
+        the last operand is an index that says for each row which entry is its own.
     """
 
     joint: str
@@ -72,6 +75,21 @@ class BatchLayout:
         )
         return cls(joint, operands)
 
+    @classmethod
+    def of_groups(cls, inputs, core_ndims, gathered: Sequence[bool]) -> "BatchLayout":
+        """The layout of rows in groups, where some inputs have one entry for each group."""
+        operands = []
+        for inp, core, is_gathered in zip(inputs, core_ndims, gathered, strict=True):
+            lengths = inp.type.shape[: inp.type.ndim - core]
+            axes = ("M" if is_gathered else "1" if length == 1 else "R" for length in lengths)
+            operands.append("".join(axes))
+        return cls("R", tuple(operands))
+
+    @property
+    def is_grouped(self) -> bool:
+        """Whether rows are in groups, by an index."""
+        return "M" not in self.joint and any("M" in own for own in self.operands)
+
     @property
     def is_canonical(self) -> bool:
         """Whether a kernel can loop over it: at most one axis of each letter."""
@@ -82,8 +100,8 @@ class NumbaGaussianOp(Op):
     """Base of the lowered ops: value and gradient from one factorization, in a Numba kernel.
 
     Inputs are those of the reference op, followed by the cotangents of its pullback if a gradient
-    is among the outputs. There is no fallback: a graph that holds this op runs the kernel.
-    Other linkers run the reference graph, uncompiled.
+    is among the outputs, and by the index where rows are in groups. There is no fallback: a graph
+    that holds this op runs the kernel. Other linkers run the reference graph, uncompiled.
 
     Parameters
     ----------
@@ -125,24 +143,31 @@ class NumbaGaussianOp(Op):
         """Whether a gradient is wanted; then the cotangents are inputs."""
         return any(name in self.outputs for name in self.gradient_outputs)
 
-    @property
-    def core_ndims(self) -> tuple[int, ...]:
-        """Number of core dimensions of each input."""
-        return (self.pullback_op if self.has_gradient else self.forward_op).core_ndims
-
     def reference_outputs(self, inputs: Sequence[Variable]) -> list[Variable]:
         """The wanted outputs as the reference ops compute them."""
+        own = list(inputs)
+        if self.layout.is_grouped:
+            index = own.pop()
+            own = [
+                inp[index] if "M" in axes else inp
+                for inp, axes in zip(own, self.layout.operands, strict=False)
+            ]
         n_forward = len(self.forward_op.core_ndims)
         named = dict(
             zip(
                 self.forward_outputs,
-                self.forward_op(param=self.param)(*inputs[:n_forward], return_list=True),
+                self.forward_op(param=self.param)(*own[:n_forward], return_list=True),
                 strict=True,
             )
         )
         named |= self.reference_sums(named)
         if self.has_gradient:
-            grads = self.pullback_op(param=self.param)(*inputs, return_list=True)
+            grads = self.pullback_op(param=self.param)(*own, return_list=True)
+            if self.layout.is_grouped:
+                grads = [
+                    pt.zeros_like(inp)[index].inc(grad) if "M" in axes else grad
+                    for grad, inp, axes in zip(grads, inputs, self.layout.operands, strict=False)
+                ]
             named |= zip(self.gradient_outputs, grads, strict=True)
         return [named[name] for name in self.outputs]
 
@@ -237,6 +262,10 @@ def lower_to_numba(fgraph):
 
     The same for InvQuadLogdet. Cost: one factorization instead of two. A pair whose cotangent
     depends on the forward outputs stays two nodes: one would be a cycle.
+
+    With matrices ``batch[index]``, and gradients that are scattered to zeros at `index` again, the
+    op takes `batch` and `index`: one factorization for each of the G matrices instead of one for
+    each of the R rows, and nothing of size R n^2.
     """
     if not compiles_for_numba():
         return
@@ -292,7 +321,18 @@ def lowered(fgraph, cls: type[NumbaGaussianOp], forward: Apply | None, pullback:
         inputs = list(node.inputs[:n_forward])
         core_ndims = cls.forward_op.core_ndims
     param = node.op.param  # type: ignore[attr-defined]
-    new = dict(zip(wanted, apply_lowered(cls, param, wanted, inputs, core_ndims), strict=True))
+    gradients = {k: old[name] for k, name in enumerate(cls.gradient_outputs) if name in old}
+    groups = find_row_groups(fgraph, inputs, core_ndims, gradients)
+    outputs = (
+        apply_lowered(cls, param, wanted, inputs, core_ndims)
+        if groups is None
+        else apply_grouped(cls, param, wanted, inputs, core_ndims, groups)
+    )
+    new = dict(zip(wanted, outputs, strict=True))
+    if groups is not None:
+        for k in groups.scatters:
+            name = cls.gradient_outputs[k]
+            old[name], new[name] = groups.gradient(k, new[name])
     if checks is not None:
         new["logp_sum"] = pt.switch(checks, new["logp_sum"], -np.inf)
     return [(out, matched_type(new[name], out)) for name, out in old.items()]
@@ -400,6 +440,16 @@ def apply_lowered(cls, param, wanted, inputs, core_ndims) -> list[Variable]:
     n = next(iter(core_sizes(inputs, core_ndims)), None)
     op = cls(param=param, outputs=wanted, n=n, layout=layout)
     return op(*inputs, return_list=True)
+
+
+def apply_grouped(cls, param, wanted, inputs, core_ndims, groups: RowGroups) -> list[Variable]:
+    """Apply the lowered op to the rows of groups."""
+    own = [groups.batches.get(k, inp) for k, inp in enumerate(inputs)]
+    gathered = [k in groups.batches for k in range(len(inputs))]
+    n = next(iter(core_sizes(inputs, core_ndims)), None)
+    layout = BatchLayout.of_groups([*own, groups.index], [*core_ndims, 0], [*gathered, False])
+    op = cls(param=param, outputs=wanted, n=n, layout=layout)
+    return op(*own, groups.index, return_list=True)
 
 
 def apply_reshaped(cls, param, wanted, inputs, core_ndims, layout) -> list[Variable]:

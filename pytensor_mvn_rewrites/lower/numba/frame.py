@@ -14,6 +14,7 @@ from pytensor.link.numba.dispatch.basic import numba_njit
 from pytensor_mvn_rewrites.config import n_threads
 from pytensor_mvn_rewrites.lower.numba.blas_rows import BLAS_MIN_R
 from pytensor_mvn_rewrites.lower.numba.general import LAPACK_MIN_N
+from pytensor_mvn_rewrites.lower.numba.groups import group_rows
 from pytensor_mvn_rewrites.lower.numba.jit import (
     PARAM_CODES,
     Table,
@@ -46,6 +47,7 @@ CORE_NDIMS = {
     "g_logp": 0,
     "g_quad": 0,
     "g_half_logdet": 0,
+    "index": 0,
 }
 #: Where the operands and outputs of an op stand in the table of a kernel
 TABLE_INPUTS = {
@@ -60,6 +62,8 @@ TABLE_OUTPUTS = {
     "half_logdet": "second",
     "ddelta": "dvalue",
 }
+#: What the index of groups is sorted into, and along which axis it lies
+INDEX_AXES = {"start": "M", "order": "R"}
 #: Outputs that are sums over the batch
 SUMS = ("logp_sum", "checked_logp_sum")
 GRADIENTS = {"dvalue": "value", "dmu": "mu", "ddelta": "delta", "dmatrix": "matrix"}
@@ -98,8 +102,8 @@ class KernelSpec:
         name = type(op).__name__
         dtypes = (out.type.dtype for out in node.outputs)
         outputs = tuple(zip(op.outputs, dtypes, strict=True))
-        inputs = zip(INPUT_NAMES[name], node.inputs, strict=False)
-        casts = tuple(key for key, inp in inputs if inp.type.dtype != "float64")
+        inputs = zip(input_names(name, op.layout), node.inputs, strict=True)
+        casts = tuple(key for key, inp in inputs if inp.type.dtype != "float64" and key != "index")
         return cls(name, op.param, op.n, op.layout, outputs, casts, n_threads())
 
     @property
@@ -110,7 +114,7 @@ class KernelSpec:
     @property
     def inputs(self) -> dict[str, str]:
         """Batch axes of each input, by name."""
-        return dict(zip(INPUT_NAMES[self.op], self.layout.operands, strict=False))
+        return dict(zip(input_names(self.op, self.layout), self.layout.operands, strict=True))
 
     @property
     def wanted(self) -> frozenset[str]:
@@ -159,9 +163,13 @@ class KernelSpec:
 
     @property
     def uses_blas_rows(self) -> bool:
-        """Whether matrices may be large, and have enough rows, for products of all their rows."""
+        """Whether matrices may be large, and have enough rows, for products of all their rows.
+
+        Those of a group lie apart.
+        """
         is_large = self.n is None or self.n > STRAIGHT_MAX_N
-        return is_large and "R" in self.layout.joint and self.can_redo_rows
+        has_rows = "R" in self.layout.joint and not self.layout.is_grouped
+        return is_large and has_rows and self.can_redo_rows
 
     @property
     def kernel_name(self) -> str | None:
@@ -180,6 +188,8 @@ class KernelSpec:
         """Batch axes of an operand or output."""
         if name in SUMS:
             return ""
+        if name in INDEX_AXES:
+            return INDEX_AXES[name]
         name = GRADIENTS.get(name, name)
         return self.inputs.get(name, self.layout.joint)
 
@@ -188,12 +198,19 @@ class KernelSpec:
         return any(axis in "MR" and axis not in self.axes(gradient) for axis in self.layout.joint)
 
 
+def input_names(op: str, layout: BatchLayout) -> list[str]:
+    """Names of the inputs of a lowered op; the index of groups comes last."""
+    names = INPUT_NAMES[op][: len(layout.operands) - layout.is_grouped]
+    return [*names, "index"] if layout.is_grouped else [*names]
+
+
 def kernel_of_op(spec: KernelSpec) -> tuple[Callable, str]:
     """The function that a node of `spec` calls, and its cache key.
 
     It checks the shapes, allocates the outputs and calls a kernel.
     """
-    env = {"call_kernel": call_kernel, "as_float64": as_float64, "as_float32": as_float32}
+    functions = (call_kernel, as_float64, as_float32, group_rows)
+    env = {function.__name__: function for function in functions}
     return compile_source(frame_source(spec), spec.op, env)
 
 
@@ -206,6 +223,7 @@ def frame_source(spec: KernelSpec) -> str:
         *(f"    {name} = as_float64({name})" for name in spec.inputs if name in spec.casts),
         *("    " + line for line in check_lines(spec)),
         *("    " + line for line in allocation_lines(spec)),
+        *(["    start, order = group_rows(index, n_m)"] if spec.layout.is_grouped else []),
         *("    " + line for line in call_lines(spec)),
         *casts,
         f"    return {', '.join(outputs)}",
@@ -216,7 +234,9 @@ def frame_source(spec: KernelSpec) -> str:
 def call_lines(spec: KernelSpec):
     """Call the kernel for the core size and the layout."""
     places = dict.fromkeys(Table.NAMES)
-    places |= dict(zip(TABLE_INPUTS[spec.op], spec.inputs, strict=False))
+    operands = [name for name in spec.inputs if name != "index"]
+    places |= dict(zip(TABLE_INPUTS[spec.op], operands, strict=False))
+    places |= {name: name for name in INDEX_AXES if spec.layout.is_grouped}
     places |= {TABLE_OUTPUTS.get(name, name): name for name in sorted(spec.wanted)}
     axes = ",".join(spec.axes(name) if name else "" for name in places.values())
     is_checked = "checked_logp_sum" in spec.wanted
@@ -292,12 +312,13 @@ def check_lines(spec: KernelSpec):
 
 
 def allocation_lines(spec: KernelSpec):
-    """Allocate the outputs; those that are sums over the batch start at zero."""
+    """Allocate the outputs; those that are sums over the batch or of groups start at zero."""
     sizes = {"M": "n_m", "R": "n_r", "1": "1"}
     for name, dtype in spec.outputs:
         if name in GRADIENTS:
             shape = f"{GRADIENTS[name]}.shape"
-            function = "zeros" if name != "dmatrix" and spec.accumulates(name) else "empty"
+            is_written = name == "dmatrix" and not spec.layout.is_grouped
+            function = "zeros" if spec.accumulates(name) and not is_written else "empty"
         else:
             shape = "(" + "".join(f"{sizes[axis]}, " for axis in spec.axes(name)) + ")"
             function = "zeros" if name in SUMS else "empty"

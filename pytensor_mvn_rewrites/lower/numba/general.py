@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from pytensor_mvn_rewrites.lower.numba.groups import count_rows, is_grouped, row_number
 from pytensor_mvn_rewrites.lower.numba.jit import (
     CHOL,
     Table,
@@ -39,7 +40,7 @@ HALF_LOG_2PI = 0.9189385332046727
 N_R, N_M, N, PARAM = Table.N_R, Table.N_M, Table.N, Table.PARAM
 IS_LOGP, IS_CHECKED = Table.IS_LOGP, Table.IS_CHECKED
 VALUE, MU, MATRIX, G_FIRST, G_SECOND, FIRST, SECOND, DVALUE, DMU, DMATRIX, POSDEF, TOTAL = map(
-    Table.entry, Table.NAMES
+    Table.entry, Table.NAMES[: Table.NAMES.index("start")]
 )
 
 
@@ -63,6 +64,9 @@ def run_matrices(table):
     grad = np.empty((n, n))
     total = 0.0
     for m in range(table[N_M]):
+        n_rows = count_rows(table, m)
+        if is_grouped(table) and n_rows == 0:
+            continue
         source = element(table, MATRIX, 0, m)
         for i in range(n):
             for j in range(i + 1):
@@ -71,7 +75,8 @@ def run_matrices(table):
         factorized = param == CHOL or factorize(chol)
         half_logdet, posdef = check_factor(chol, factorized, param)
         sum_g_half_logdet = 0.0
-        for r in range(table[N_R]):
+        for row in range(n_rows):
+            r = row_number(table, m, row)
             load_delta(table, r, m, delta)
             quad = whiten(chol, delta, z, a, param, wants_gradient)
             if is_logp:
@@ -137,7 +142,7 @@ def store_vector(table, output, r, m, factor, a):
     if table[output] == 0:
         return
     is_sum = (table[output + 1] == 0 and table[N_R] > 1) or (
-        table[output + 2] == 0 and table[N_M] > 1
+        table[output + 2] == 0 and table[N_M] > 1 and not is_grouped(table)
     )
     target = element(table, output, r, m)
     for i in range(a.size):
@@ -175,8 +180,9 @@ def has_factor(table):
 @njit_exact
 def fill_with_nan(table):
     """Write the results for a matrix without a factor."""
-    n = table[N]
-    for r in range(table[N_R]):
+    n, n_rows = table[N], count_rows(table, 0)
+    for row in range(n_rows):
+        r = row_number(table, 0, row)
         for output in (FIRST, SECOND):
             store_if_wanted(table, output, r, 0, np.nan)
         if table[POSDEF] != 0:
@@ -188,6 +194,6 @@ def fill_with_nan(table):
         for i in range(n):
             for j in range(n):
                 store(table[DMATRIX] + i * table[DMATRIX + 3] + j * table[DMATRIX + 4], np.nan)
-    if table[TOTAL] != 0 and table[N_R] > 0:
+    if table[TOTAL] != 0 and n_rows > 0:
         total = -np.inf if table[IS_CHECKED] != 0 else np.nan
         store(table[TOTAL], load(table[TOTAL]) + total)

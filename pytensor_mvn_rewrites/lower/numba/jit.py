@@ -37,6 +37,8 @@ class Table:
     is not wanted; a distance of zero along a batch axis for an operand that is broadcast, or for an
     output that is summed, and starts at zero. In the header, `IS_CHECKED` says that a matrix that
     is not positive definite adds minus infinity to the sum `total`, instead of NaN.
+
+    When rows are in groups, `start` and `order` say which rows a matrix has, see :mod:`.groups`.
     """
 
     N_R, N_M, N, IS_LOGP, IS_CHECKED, PARAM = range(6)
@@ -45,8 +47,9 @@ class Table:
     NAMES = (
         *("value", "mu", "matrix", "g_first", "g_second"),
         *("first", "second", "dvalue", "dmu", "dmatrix", "posdef", "total"),
+        *("start", "order"),
     )
-    CORE_NDIMS = (1, 1, 2, 0, 0, 0, 0, 1, 1, 2, 0, 0)
+    CORE_NDIMS = (1, 1, 2, 0, 0, 0, 0, 1, 1, 2, 0, 0, 0, 0)
     SIZE = FIRST + STRIDES * len(NAMES)
 
     @classmethod

@@ -96,7 +96,7 @@ FIRST_OUTPUT = Table.NAMES.index("first")
 N_R, N_M, N, PARAM = Table.N_R, Table.N_M, Table.N, Table.PARAM
 IS_LOGP, IS_CHECKED = Table.IS_LOGP, Table.IS_CHECKED
 FIRST, STRIDES, TABLE_SIZE = Table.FIRST, Table.STRIDES, Table.SIZE
-POSDEF, TOTAL = Table.entry("posdef"), Table.entry("total")
+POSDEF, TOTAL, START = (Table.entry(name) for name in ("posdef", "total", "start"))
 ALL = (1 << WIDTH) - 1
 
 
@@ -180,6 +180,7 @@ def run_blocks(table):
     redo_table[PARAM], redo_table[IS_LOGP] = PARAM_CODE, IS_LOGP_CODE
     redo_table[IS_CHECKED] = table[IS_CHECKED]
     redo_table[TOTAL] = sums + SUM_OF_REDONE if IS_SUM else 0
+    redo_table[START] = 0
     n_m = table[N_M]
     m = n_redone = 0
     while m < n_m:

@@ -6,7 +6,9 @@ pass through a small buffer. The gradient for what the rows share is summed per 
 while rows are in place, and over the lanes at the end.
 
 With many matrices of few rows each, the lanes hold eight matrices and the rows come one by one;
-the code is the same, and only what is packed into the lanes differs.
+the code is the same, and only what is packed into the lanes differs. Matrices whose numbers of rows
+differ, and whose rows lie apart, get their rows by :mod:`.groups`; there is nothing to pack when
+they lie one after the other.
 
 A matrix with pivots that are not positive, or a row that leaves the range where the formulas are
 accurate, is done again by :mod:`.general` with all of its rows; the others do not notice.
@@ -27,7 +29,13 @@ from pytensor_mvn_rewrites.lower.numba.formulas import (
     lower_triangle,
     whiten,
 )
-from pytensor_mvn_rewrites.lower.numba.general import HALF_LOG_2PI, do_again
+from pytensor_mvn_rewrites.lower.numba.general import HALF_LOG_2PI, do_again, element
+from pytensor_mvn_rewrites.lower.numba.groups import (
+    count_rows,
+    is_grouped,
+    row_number,
+    rows_are_run,
+)
 from pytensor_mvn_rewrites.lower.numba.jit import (
     PARAM_CODES,
     Table,
@@ -172,8 +180,8 @@ def lanes_are_rows(n_m, n_r):
 
 def run_matrices(table):
     """Loop over matrices, one or eight at a time, and over their rows."""
-    n_m, n_r = table[N_M], table[N_R]
-    by_row = lanes_are_rows(n_m, n_r)
+    n_m = table[N_M]
+    by_row = lanes_are_rows(n_m, mean_rows(table))
     state_array = np.empty(STATE_SIZE + WIDTH)
     buffer_array = np.empty(WIDTH * (4 * CORE_SIZE + 5))
     state = aligned(data_address(state_array))
@@ -187,23 +195,29 @@ def run_matrices(table):
     redo_table = words()
     for m in range(0, n_m, 1 if by_row else WIDTH):
         n_matrices = 1 if by_row else min(WIDTH, n_m - m)
+        n_r = most_rows(table, m, n_matrices)
+        if n_r == 0 and is_grouped(table):
+            continue
         pack_matrices(table, CORE_SIZE, state, m, n_matrices)
         fine = begin(state)
+        is_run = by_row and rows_are_run(table, m)
         r = 0
         while r < n_r:
             # everything that is in place goes in one run
             count = min(WIDTH, n_r - r) if by_row else 1
             n_blocks = 1
-            if in_place and count == WIDTH:
+            if in_place and is_run and count == WIDTH:
                 n_blocks = (n_r - r) // WIDTH
                 count = n_blocks * WIDTH
             n_lanes = min(count, WIDTH) if by_row else n_matrices
-            pack_rows(table, CORE_SIZE, by_row, home, at, step, m, r, n_lanes)
+            pack_rows(table, CORE_SIZE, by_row, is_run, home, at, step, m, r, n_lanes)
             fine &= rows(at, step, n_blocks, state)
             unpack_rows(table, CORE_SIZE, by_row, home, at, m, r, n_lanes)
             r += count
         finish(state)
         for lane in range(n_matrices):
+            if is_grouped(table) and count_rows(table, m + lane) == 0:
+                continue
             if fine == ALL or (not by_row and (fine >> lane) & 1 != 0):
                 unpack_matrix(table, CORE_SIZE, HALF_LOGDET_SCALE, state, m + lane, lane, by_row)
             else:
@@ -212,6 +226,23 @@ def run_matrices(table):
                 )
     # Numba frees an array after its last use, and takes no notice of the use of its address
     state_array[0] = buffer_array[0] = 0.0
+
+
+@njit_exact
+def mean_rows(table):
+    """Number of rows of a matrix, the mean where it differs."""
+    if not is_grouped(table) or table[N_M] == 0:
+        return table[N_R]
+    return (table[N_R] + table[N_M] - 1) // table[N_M]
+
+
+@njit_exact
+def most_rows(table, m, n_matrices):
+    """The largest number of rows of some matrices."""
+    most = count_rows(table, m)
+    for lane in range(1, n_matrices):
+        most = max(most, count_rows(table, m + lane))
+    return most
 
 
 @njit_exact
@@ -237,31 +268,34 @@ def find_places(table, n, by_row, buffer, home, at, step):
 
 
 @njit_exact
-def pack_rows(table, n, by_row, home, at, step, m, r, n_lanes):
+def pack_rows(table, n, by_row, is_run, home, at, step, m, r, n_lanes):
     """Copy rows to their buffers, and direct outputs there, unless they are used in place.
 
     Rows that do not exist are zero, and add nothing; lanes without a matrix repeat the last one.
     """
-    is_full = n_lanes == WIDTH or not by_row
+    is_full = n_lanes == WIDTH if by_row else not is_grouped(table)
     for k in range(N_PLACES):
         entry = ENTRIES[k]
         if table[entry] == 0:
             continue
-        first = table[entry] + m * table[entry + 2] + r * table[entry + 1]
-        if step[k] != 0 and is_full:
-            at[k] = first
+        if step[k] != 0 and is_full and is_run:
+            at[k] = element(table, entry, row_number(table, m, r), m)
             continue
         at[k] = home[k]
         if k >= FIRST_OUTPUT or (table[entry + 1] == 0 and r > 0 and is_full):
             continue
-        lane_step = table[entry + 1] if by_row else table[entry + 2]
         size = n if IS_VECTOR[k] else 1
         for lane in range(WIDTH):
-            source = first + min(lane, n_lanes - 1) * lane_step
+            own_m = m if by_row else m + min(lane, n_lanes - 1)
+            own_r = r + lane if by_row else r
             target = home[k] + lane * LANE * size
-            for i in range(size):
-                number = load(source + i * table[entry + 4])
-                store(target + LANE * i, 0.0 if by_row and lane >= n_lanes else number)
+            if own_r < count_rows(table, own_m):
+                source = element(table, entry, row_number(table, own_m, own_r), own_m)
+                for i in range(size):
+                    store(target + LANE * i, load(source + i * table[entry + 4]))
+            else:
+                for i in range(size):
+                    store(target + LANE * i, 0.0)
 
 
 @njit_exact
@@ -271,13 +305,15 @@ def unpack_rows(table, n, by_row, home, at, m, r, n_lanes):
         entry = ENTRIES[k]
         if table[entry] == 0 or at[k] != home[k] or (IS_VECTOR[k] and table[entry + 1] == 0):
             continue
-        first = table[entry] + m * table[entry + 2] + r * table[entry + 1]
-        lane_step = table[entry + 1] if by_row else table[entry + 2]
         size = n if IS_VECTOR[k] else 1
         for lane in range(n_lanes):
-            for i in range(size):
-                number = load(home[k] + LANE * (lane * size + i))
-                store(first + lane * lane_step + i * table[entry + 4], number)
+            own_m = m if by_row else m + lane
+            own_r = r + lane if by_row else r
+            if own_r < count_rows(table, own_m):
+                target = element(table, entry, row_number(table, own_m, own_r), own_m)
+                for i in range(size):
+                    number = load(home[k] + LANE * (lane * size + i))
+                    store(target + i * table[entry + 4], number)
 
 
 @njit_exact
@@ -310,7 +346,7 @@ def unpack_matrix(table, n, half_logdet_scale, state, m, lane, by_row):
     triangle = VECTOR * (n * (n + 1) // 2)
     vector_sum = state + 2 * triangle
     quad_sum = vector_sum + VECTOR * (n + 1)
-    n_r = table[N_R]
+    n_r = count_rows(table, m)
     if table[TOTAL] != 0:
         quad = lane_or_sum(quad_sum, lane, by_row)
         half_logdet = half_logdet_scale * load(quad_sum + VECTOR + LANE * lane)
@@ -335,12 +371,12 @@ def unpack_matrix(table, n, half_logdet_scale, state, m, lane, by_row):
                     source += VECTOR
                 store(target + j * table[DMATRIX + 4], number)
     if table[POSDEF] != 0:
-        flags = table[POSDEF] + m * table[POSDEF + 2]
-        dense = n_r - n_r % WIDTH if table[POSDEF + 1] == 1 else 0
+        is_dense = table[POSDEF + 1] == 1 and n_r > 0 and rows_are_run(table, m)
+        dense = n_r - n_r % WIDTH if is_dense else 0
         for r in range(0, dense, WIDTH):
-            store_flags(flags + r, ALL)
+            store_flags(element(table, POSDEF, row_number(table, m, r), m), ALL)
         for r in range(dense, n_r):
-            store_bool(flags + r * table[POSDEF + 1], True)
+            store_bool(element(table, POSDEF, row_number(table, m, r), m), True)
 
 
 @njit_exact

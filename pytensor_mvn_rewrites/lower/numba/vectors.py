@@ -493,6 +493,16 @@ def load(typingctx, address):
 
 
 @intrinsic
+def load_int(typingctx, address):
+    """The int64 at an address."""
+
+    def codegen(context, builder, signature, args):
+        return builder.load(builder.inttoptr(args[0], _INT64.as_pointer()))
+
+    return types.intp(types.intp), codegen
+
+
+@intrinsic
 def store(typingctx, address, number):
     """Write a float64 to an address."""
 

@@ -1,0 +1,119 @@
+"""Rows in groups: densities whose matrices are gathered, and their gradients scattered.
+
+The derivative of the gather ``batch[index]`` adds the gradients of the rows to zeros, at `index`.
+Between the two, a density has one matrix for each row. A kernel that takes `batch` and `index`
+needs no more than one for each group.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from pytensor.graph.basic import Apply, Constant, Variable
+from pytensor.tensor.basic import Alloc
+from pytensor.tensor.subtensor import AdvancedIncSubtensor, AdvancedSubtensor
+
+
+@dataclass(frozen=True)
+class RowGroups:
+    """What a density takes instead of gathers, and gives instead of what is scattered.
+
+    Attributes
+    ----------
+    index : tensor of int, shape (R,)
+        The group of each row.
+    batches : dict of int to tensor
+        Of each input that is gathered, by its position, the batch; all have equal lengths.
+    scatters : dict of int to Apply
+        Of those whose gradient is wanted, the node that scatters it.
+    """
+
+    index: Variable
+    batches: dict[int, Variable]
+    scatters: dict[int, Apply]
+
+    def gradient(self, position: int, of_batch: Variable) -> tuple[Variable, Variable]:
+        """(Old, new) result of a scatter, given the gradient for the batch."""
+        base, *_ = self.scatters[position].inputs
+        [old] = self.scatters[position].outputs
+        return old, of_batch if is_zero(base) else base + of_batch
+
+
+def find_row_groups(
+    fgraph,
+    inputs: Sequence[Variable],
+    core_ndims: Sequence[int],
+    gradients: Mapping[int, Variable],
+) -> RowGroups | None:
+    """The groups of rows that a density has, or None if its matrix is not gathered.
+
+    Parameters
+    ----------
+    fgraph : FunctionGraph
+    inputs : sequence of tensor
+        Of the density, and the cotangents.
+    core_ndims : sequence of int
+    gradients : dict of int to tensor
+        The wanted gradients, by the position of their inputs.
+    """
+    matrix = list(core_ndims).index(2)
+    if any(inp.type.ndim - core > 1 for inp, core in zip(inputs, core_ndims, strict=True)):
+        return None
+    found = gathered_rows(inputs[matrix])
+    if found is None:
+        return None
+    index = found[1]
+    length = found[0].type.shape[0]
+    batches: dict[int, Variable] = {}
+    scatters: dict[int, Apply] = {}
+    for position, inp in enumerate(inputs):
+        gathered = gathered_rows(inp)
+        if gathered is None or not is_same(gathered[1], index):
+            continue
+        batch, _ = gathered
+        if position != matrix and (length is None or batch.type.shape[0] != length):
+            continue
+        if position in gradients:
+            scatter = scattered(fgraph, gradients[position], index)
+            if scatter is None or scatter.outputs[0].type.dtype != gradients[position].type.dtype:
+                continue
+            scatters[position] = scatter
+        batches[position] = batch
+    return RowGroups(index, batches, scatters) if matrix in batches else None
+
+
+def gathered_rows(var: Variable) -> tuple[Variable, Variable] | None:
+    """(batch, index) if `var` is ``batch[index]`` for a vector of integers."""
+    match var.owner_op_and_inputs:
+        case (AdvancedSubtensor() as op, batch, index) if (
+            op._take_axis() == 0 and index.type.ndim == 1
+        ):
+            is_integer = np.dtype(index.type.dtype).kind in "iu"
+            return (batch, index) if is_integer and index.type.shape != (1,) else None
+    return None
+
+
+def scattered(fgraph, gradient: Variable, index: Variable) -> Apply | None:
+    """The node that adds the gradients of rows to those of their groups, if it alone needs them."""
+    clients = fgraph.clients.get(gradient, ())
+    if len(clients) != 1:
+        return None
+    [(node, position)] = clients
+    op = node.op
+    if not isinstance(op, AdvancedIncSubtensor) or position != 1 or op.idx_list != (0,):
+        return None
+    if op.set_instead_of_inc or op.ignore_duplicates or len(node.inputs) != 3:
+        return None
+    return node if is_same(node.inputs[2], index) else None
+
+
+def is_same(one: Variable, other: Variable) -> bool:
+    """Whether two indices are known to be equal."""
+    return one is other or (isinstance(one, Constant) and one.equals(other))
+
+
+def is_zero(base: Variable) -> bool:
+    """Whether all elements are zero."""
+    if base.owner is not None and isinstance(base.owner.op, Alloc):
+        base = base.owner.inputs[0]
+    return isinstance(base, Constant) and not np.any(base.data)
