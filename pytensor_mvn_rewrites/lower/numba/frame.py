@@ -117,6 +117,12 @@ class KernelSpec:
         return dict(zip(input_names(self.op, self.layout), self.layout.operands, strict=True))
 
     @property
+    def operands(self) -> dict[str, str]:
+        """Names of the inputs that kernels get, by their names in the table."""
+        names = (name for name in self.inputs if name != "index")
+        return dict(zip(TABLE_INPUTS[self.op], names, strict=False))
+
+    @property
     def wanted(self) -> frozenset[str]:
         """Names of the outputs."""
         return frozenset(name for name, _ in self.outputs)
@@ -150,7 +156,11 @@ class KernelSpec:
         for name in self.wanted & GRADIENTS.keys():
             has_rows = "R" in self.axes(name)
             gradients[TABLE_OUTPUTS.get(name, name)] = "own" if has_rows else "sum"
-        return RowsSpec(self.form, self.param, n, *gradients.values())
+        apart = ""
+        if self.layout.is_grouped:
+            own = [place for place, name in self.operands.items() if "R" in self.axes(name)]
+            apart = ",".join(own) or "none"
+        return RowsSpec(self.form, self.param, n, *gradients.values(), apart)
 
     @property
     def can_redo_rows(self) -> bool:
@@ -234,8 +244,7 @@ def frame_source(spec: KernelSpec) -> str:
 def call_lines(spec: KernelSpec):
     """Call the kernel for the core size and the layout."""
     places = dict.fromkeys(Table.NAMES)
-    operands = [name for name in spec.inputs if name != "index"]
-    places |= dict(zip(TABLE_INPUTS[spec.op], operands, strict=False))
+    places |= spec.operands
     places |= {name: name for name in INDEX_AXES if spec.layout.is_grouped}
     places |= {TABLE_OUTPUTS.get(name, name): name for name in sorted(spec.wanted)}
     axes = ",".join(spec.axes(name) if name else "" for name in places.values())
@@ -312,7 +321,10 @@ def check_lines(spec: KernelSpec):
 
 
 def allocation_lines(spec: KernelSpec):
-    """Allocate the outputs; those that are sums over the batch or of groups start at zero."""
+    """Allocate the outputs; those that are sums over the batch or of groups start at zero.
+
+    Flags of rows in groups are true, so that kernels need not look for all rows of a good matrix.
+    """
     sizes = {"M": "n_m", "R": "n_r", "1": "1"}
     for name, dtype in spec.outputs:
         if name in GRADIENTS:
@@ -322,6 +334,8 @@ def allocation_lines(spec: KernelSpec):
         else:
             shape = "(" + "".join(f"{sizes[axis]}, " for axis in spec.axes(name)) + ")"
             function = "zeros" if name in SUMS else "empty"
+            if name == "posdef" and spec.layout.is_grouped:
+                function = "ones"
         # kernels write float64
         dtype = "bool_" if dtype == "bool" else "float64"
         yield f"{name} = np.{function}({shape}, dtype=np.{dtype})"

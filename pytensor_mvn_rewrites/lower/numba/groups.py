@@ -70,6 +70,12 @@ def row_number(table, m, r):
 
 
 @njit_exact
+def row_numbers(table, m, r):
+    """Address of the numbers of the rows of a matrix, from the r-th on; rows are in groups."""
+    return table[ORDER] + WORD * (load_int(table[START] + WORD * m) + r)
+
+
+@njit_exact
 def rows_are_run(table, m):
     """Whether the rows of a matrix follow each other; their numbers ascend."""
     count = count_rows(table, m)

@@ -14,8 +14,9 @@ A matrix with pivots that are not positive, or a row that leaves the range where
 accurate, is done again by :mod:`.general` with all of its rows; the others do not notice.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
+from typing import Protocol
 
 import numpy as np
 from llvmlite import ir
@@ -34,6 +35,7 @@ from pytensor_mvn_rewrites.lower.numba.groups import (
     count_rows,
     is_grouped,
     row_number,
+    row_numbers,
     rows_are_run,
 )
 from pytensor_mvn_rewrites.lower.numba.jit import (
@@ -60,6 +62,8 @@ from pytensor_mvn_rewrites.lower.numba.vectors import (
     Vec,
     load,
     load_fields,
+    load_numbers,
+    load_rows,
     loop,
     mask_to_int,
     numbers,
@@ -67,6 +71,8 @@ from pytensor_mvn_rewrites.lower.numba.vectors import (
     store_bool,
     store_fields,
     store_flags,
+    store_numbers,
+    store_rows,
 )
 
 #: The operands and outputs that have a row for each lane, in the order of `Table.NAMES`
@@ -99,6 +105,9 @@ class RowsSpec:
         Their gradients: one for each row, the sum over the rows of a matrix, or not wanted.
     matrix : {"sum", "none"}
         The gradient for the matrix.
+    apart : str
+        The operands of which each row has its own, separated by commas, when rows are in groups;
+        else empty.
     """
 
     form: str
@@ -107,6 +116,7 @@ class RowsSpec:
     value: str
     mu: str
     matrix: str
+    apart: str = ""
 
     @property
     def wants_matrix(self) -> bool:
@@ -131,8 +141,8 @@ class RowsSpec:
     @classmethod
     def parse(cls, name: str) -> "RowsSpec":
         """Undo :attr:`name`."""
-        _, form, param, n, *gradients = name.split()
-        return cls(form, param, int(n), *gradients)
+        _, form, param, n, *others = name.split(" ")
+        return cls(form, param, int(n), *others)
 
 
 def rows_kernel(spec: RowsSpec) -> Callable:
@@ -141,6 +151,7 @@ def rows_kernel(spec: RowsSpec) -> Callable:
         run_matrices,
         begin=begin_intrinsic(spec),
         rows=rows_intrinsic(spec),
+        rows_apart=rows_apart_intrinsic(spec) if spec.apart else no_rows,
         finish=finish_intrinsic(spec),
         CORE_SIZE=spec.n,
         PARAM_CODE=PARAM_CODES[spec.param],
@@ -155,6 +166,7 @@ def rows_kernel(spec: RowsSpec) -> Callable:
 # what rows_kernel specialises: functions and constants of the loop below
 begin: Callable = njit_exact
 rows: Callable = njit_exact
+rows_apart: Callable = njit_exact
 finish: Callable = njit_exact
 CORE_SIZE = PARAM_CODE = IS_LOGP_CODE = STATE_SIZE = 0
 HALF_LOGDET_SCALE = 0.0
@@ -192,6 +204,8 @@ def run_matrices(table):
     in_place = find_places(
         table, CORE_SIZE, by_row, aligned(data_address(buffer_array)), home, at, step
     )
+    base, stride = words(), words()
+    can_be_apart = is_grouped(table) and by_row and cores_are_dense(table)
     redo_table = words()
     for m in range(0, n_m, 1 if by_row else WIDTH):
         n_matrices = 1 if by_row else min(WIDTH, n_m - m)
@@ -211,8 +225,14 @@ def run_matrices(table):
                 count = n_blocks * WIDTH
             n_lanes = min(count, WIDTH) if by_row else n_matrices
             pack_rows(table, CORE_SIZE, by_row, is_run, home, at, step, m, r, n_lanes)
-            fine &= rows(at, step, n_blocks, state)
-            unpack_rows(table, CORE_SIZE, by_row, home, at, m, r, n_lanes)
+            if can_be_apart and not is_run and count == WIDTH:
+                n_blocks = (n_r - r) // WIDTH
+                count = n_blocks * WIDTH
+                find_rows(table, m, home, base, stride)
+                fine &= rows_apart(base, stride, row_numbers(table, m, r), n_blocks, state)
+            else:
+                fine &= rows(at, step, n_blocks, state)
+                unpack_rows(table, CORE_SIZE, by_row, home, at, m, r, n_lanes)
             r += count
         finish(state)
         for lane in range(n_matrices):
@@ -258,13 +278,32 @@ def find_places(table, n, by_row, buffer, home, at, step):
         is_dense = table[entry + 1] == size and (not IS_VECTOR[k] or table[entry + 4] == LANE)
         home[k] = at[k] = buffer
         step[k] = WIDTH * size if by_row and is_dense else 0
-        is_broadcast = k < FIRST_OUTPUT and table[entry + 1] == 0
-        all_in_place &= is_dense or is_broadcast or table[entry] == 0
+        # what rows share does not move, be it an operand or a sum
+        all_in_place &= is_dense or table[entry + 1] == 0 or table[entry] == 0
         for i in range(WIDTH * size // LANE):
             # an operand that does not exist stays zero
             store(buffer + LANE * i, 0.0)
         buffer += WIDTH * size
     return all_in_place
+
+
+@njit_exact
+def cores_are_dense(table):
+    """Whether the numbers of each row are one after the other."""
+    for k in range(N_PLACES):
+        if IS_VECTOR[k] and table[ENTRIES[k]] != 0 and table[ENTRIES[k] + 4] != LANE:
+            return False
+    return True
+
+
+@njit_exact
+def find_rows(table, m, home, base, stride):
+    """Where the rows of operands are, or what the rows of a matrix share, for `rows_apart`."""
+    for k in range(N_PLACES):
+        entry = ENTRIES[k]
+        is_own = table[entry] != 0 and table[entry + 1] != 0
+        base[k] = table[entry] + m * table[entry + 2] if is_own else home[k]
+        stride[k] = table[entry + 1]
 
 
 @njit_exact
@@ -370,13 +409,14 @@ def unpack_matrix(table, n, half_logdet_scale, state, m, lane, by_row):
                     number = lane_or_sum(source, lane, by_row)
                     source += VECTOR
                 store(target + j * table[DMATRIX + 4], number)
-    if table[POSDEF] != 0:
-        is_dense = table[POSDEF + 1] == 1 and n_r > 0 and rows_are_run(table, m)
-        dense = n_r - n_r % WIDTH if is_dense else 0
+    # of rows in groups, all flags are set before
+    if table[POSDEF] != 0 and not is_grouped(table):
+        flags = table[POSDEF] + m * table[POSDEF + 2]
+        dense = n_r - n_r % WIDTH if table[POSDEF + 1] == 1 else 0
         for r in range(0, dense, WIDTH):
-            store_flags(element(table, POSDEF, row_number(table, m, r), m), ALL)
+            store_flags(flags + r, ALL)
         for r in range(dense, n_r):
-            store_bool(element(table, POSDEF, row_number(table, m, r), m), True)
+            store_bool(flags + r * table[POSDEF + 1], True)
 
 
 @njit_exact
@@ -484,16 +524,146 @@ def rows_intrinsic(spec: RowsSpec) -> Callable:
 
             memory = Memory(builder, state, align=VECTOR)
             pointers = (numbers(builder, pointer, N_PLACES) for pointer in (at, step))
-            places = list(zip(*pointers, strict=True))
-            return mask_to_int(builder, emit_rows(spec, places, Index(builder, n_blocks), memory))
+            places = dict(zip(PLACES, zip(*pointers, strict=True), strict=True))
+
+            def operands(block: ir.Value) -> Operands:
+                return Together(spec, builder, places, block)
+
+            return mask_to_int(builder, emit_rows(spec, operands, Index(builder, n_blocks), memory))
 
         return types.intp(at, step, types.intp, types.intp), codegen
 
     return rows
 
 
-def emit_rows(spec: RowsSpec, places, n_blocks: Index, memory: Memory) -> ir.Value:
-    """Emit the loop over blocks of eight rows."""
+def rows_apart_intrinsic(spec: RowsSpec) -> Callable:
+    """Make ``rows_apart(base, stride, numbers, n_blocks, state)``, for rows that lie apart."""
+
+    @intrinsic
+    def rows_apart(typingctx, base, stride, row_numbers, n_blocks, state):
+        def codegen(context, builder, signature, args):
+            base, stride, row_numbers, n_blocks, state = args
+            memory = Memory(builder, state, align=VECTOR)
+            pointers = (numbers(builder, pointer, N_PLACES) for pointer in (base, stride))
+            places = dict(zip(PLACES, zip(*pointers, strict=True), strict=True))
+
+            def operands(block: ir.Value) -> Operands:
+                return Apart(spec, builder, places, row_numbers, block)
+
+            return mask_to_int(builder, emit_rows(spec, operands, Index(builder, n_blocks), memory))
+
+        return types.intp(base, stride, types.intp, types.intp, types.intp), codegen
+
+    return rows_apart
+
+
+@njit_exact
+def no_rows(base, stride, row_numbers, n_blocks, state):
+    """Stand for ``rows_apart`` where rows are not in groups."""
+    return ALL
+
+
+class Operands(Protocol):
+    """Eight rows of the operands and outputs, by their names in `PLACES`."""
+
+    def vectors(self, name: str) -> dict[int, Vec]:
+        """The fields of the rows."""
+
+    def numbers(self, name: str) -> Vec:
+        """One number of each row."""
+
+    def store_vectors(self, gradient: Sequence[Vec]) -> None:
+        """Write the gradients for `value` and `mu` that rows have of their own."""
+
+    def store_numbers(self, name: str, vector: Vec) -> None:
+        """Write one number of each row."""
+
+
+class Together:
+    """Rows that lie one after the other."""
+
+    def __init__(self, spec: RowsSpec, builder: ir.IRBuilder, places, block: ir.Value):
+        self.spec = spec
+        self.memory = {
+            name: Memory(builder, builder.add(address, builder.mul(block, step)))
+            for name, (address, step) in places.items()
+        }
+
+    def vectors(self, name):
+        return load_fields(self.memory[name], self.spec.n, range(self.spec.n))
+
+    def numbers(self, name):
+        return self.memory[name].load(0)
+
+    def store_vectors(self, gradient):
+        dvalue, dmu = self.memory["dvalue"], self.memory["dmu"]
+        store_fields(
+            dvalue if self.spec.value == "own" else None,
+            gradient,
+            dmu if self.spec.mu == "own" else None,
+        )
+
+    def store_numbers(self, name, vector):
+        self.memory[name].store(vector, 0)
+
+
+class Apart:
+    """Rows that lie apart, by their numbers; what rows share is there eight times in a buffer."""
+
+    def __init__(
+        self,
+        spec: RowsSpec,
+        builder: ir.IRBuilder,
+        places,
+        row_numbers: ir.Value,
+        block: ir.Value,
+    ):
+        self.spec = spec
+        self.builder = builder
+        self.places = places
+        word = ir.IntType(64)
+        first = builder.inttoptr(row_numbers, word.as_pointer())
+        first = builder.gep(first, [builder.mul(block, word(WIDTH))])
+        self.row_numbers = numbers(builder, first, WIDTH)
+
+    def rows(self, name: str) -> list[Memory]:
+        """The eight rows of an operand."""
+        address, stride = self.places[name]
+        builder = self.builder
+        return [
+            Memory(builder, builder.add(address, builder.mul(number, stride)))
+            for number in self.row_numbers
+        ]
+
+    def is_own(self, name: str) -> bool:
+        """Whether each row has its own."""
+        return name in self.spec.apart.split(",")
+
+    def shared(self, name: str) -> Memory:
+        """The buffer of what rows share."""
+        return Memory(self.builder, self.places[name][0])
+
+    def vectors(self, name):
+        n = self.spec.n
+        if self.is_own(name):
+            return load_rows(self.rows(name), n)
+        return load_fields(self.shared(name), n, range(n))
+
+    def numbers(self, name):
+        return load_numbers(self.rows(name)) if self.is_own(name) else self.shared(name).load(0)
+
+    def store_vectors(self, gradient):
+        if self.spec.value == "own":
+            store_rows(self.rows("dvalue"), gradient)
+        if self.spec.mu == "own":
+            store_rows(self.rows("dmu"), [-x for x in gradient])
+
+    def store_numbers(self, name, vector):
+        store_numbers(self.rows(name), vector)
+
+
+def emit_rows(spec: RowsSpec, operands_of, n_blocks: Index, memory: Memory) -> ir.Value:
+    """Emit the loop over blocks of eight rows; ``operands_of(block)`` gives those of a block."""
     builder = memory.builder
     state, n, keys = State(spec.n), spec.n, lower_triangle(spec.n)
     vectors = State.load(memory, state.factors, State.n_factors(spec))
@@ -517,34 +687,30 @@ def emit_rows(spec: RowsSpec, places, n_blocks: Index, memory: Memory) -> ir.Val
         sums[position].set(sums[position].get() + vector)
 
     with loop(builder, 0, n_blocks) as block:
-        value, mu, g_first, g_second, first, second, dvalue, dmu = (
-            Memory(builder, builder.add(address, builder.mul(block.value, step)))
-            for address, step in places
-        )
-        delta = value if spec.form == "quad" else Difference(value, mu)
-        d = load_fields(delta, n, range(n))
-        g = g_first.load(0) if spec.wants_gradient else Vec.full(builder, 0.0)
+        operands = operands_of(block.value)
+        d = operands.vectors("value")
+        if spec.form != "quad":
+            means = operands.vectors("mu")
+            d = {i: d[i] - means[i] for i in range(n)}
+        g = operands.numbers("g_first") if spec.wants_gradient else Vec.full(builder, 0.0)
         g_quad = g if spec.form == "quad" else -0.5 * g
         row = whiten(spec, factors, [d[i] for i in range(n)], g_quad)
-        store_fields(
-            dvalue if spec.value == "own" else None,
-            row.gradient,
-            dmu if spec.mu == "own" else None,
-        )
+        operands.store_vectors(row.gradient)
         if spec.wants_matrix:
             for k, product in enumerate(row.products(n).values()):
                 add(state.products + WIDTH * k, product)
-            add(state.g_half_logdet, g_second.load(0) if spec.form == "quad" else -g)
+            add(state.g_half_logdet, operands.numbers("g_second") if spec.form == "quad" else -g)
         if spec.wants_sum:
             for i, x in enumerate(row.gradient):
                 add(state.vector_sum + WIDTH * i, x)
         if spec.form == "sum":
             add(state.quad_sum, row.quad)
         elif spec.form == "logp":
-            first.store(-0.5 * row.quad - half_logdet - HALF_LOG_2PI * n, 0)
+            logp = -0.5 * row.quad - half_logdet - HALF_LOG_2PI * n
+            operands.store_numbers("first", logp)
         else:
-            first.store(row.quad, 0)
-            second.store(half_logdet, 0)
+            operands.store_numbers("first", row.quad)
+            operands.store_numbers("second", half_logdet)
         is_fine = row.quad.within(-HIGHEST_QUAD, HIGHEST_QUAD)
         fine.set(fine.get().select(is_fine, 0.0))
     for position, variable in sums.items():

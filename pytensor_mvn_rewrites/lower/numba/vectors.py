@@ -274,6 +274,25 @@ class Memory:
         """Write eight numbers, the first to `offset`."""
         self.builder.store(vector.value, self._at(offset, _VECTOR), align=self.align)
 
+    def store_one(self, number: ir.Value, offset: int | ir.Value) -> None:
+        """Write one number to `offset`."""
+        self.builder.store(number, self._at(offset, _DOUBLE))
+
+    def load_some(self, offset: int, count: int) -> Vec:
+        """The first `count` lanes, of at most eight; what is in the others does not matter."""
+        pointer = self._at(offset, ir.VectorType(_DOUBLE, count))
+        numbers = self.builder.load(pointer, align=self.align)
+        lanes = [min(lane, count - 1) for lane in range(WIDTH)]
+        mask = ir.Constant(ir.VectorType(_INT32, WIDTH), lanes)
+        return Vec(self.builder, self.builder.shuffle_vector(numbers, numbers, mask))
+
+    def store_some(self, vector: Vec, offset: int, count: int) -> None:
+        """Write the first `count` lanes."""
+        mask = ir.Constant(ir.VectorType(_INT32, count), list(range(count)))
+        numbers = self.builder.shuffle_vector(vector.value, vector.value, mask)
+        pointer = self._at(offset, ir.VectorType(_DOUBLE, count))
+        self.builder.store(numbers, pointer, align=self.align)
+
 
 class Difference:
     """Doubles at one address minus those at another, to read."""
@@ -403,6 +422,40 @@ def _records(fields: Sequence[Vec]) -> Iterator[tuple[int, Vec]]:
         for start, _ in _windows(range(size), size, WIDTH):
             for lane, row in enumerate(transpose(fields[start : start + WIDTH])):
                 yield size * lane + start, row
+
+
+def load_rows(rows: Sequence[Memory], size: int) -> dict[int, Vec]:
+    """Load the fields of eight records of `size` numbers each that lie apart."""
+    loaded: dict[int, Vec] = {}
+    for start, inside in _windows(range(size), max(size, WIDTH)):
+        columns = transpose([row.load_some(start, min(size, WIDTH)) for row in rows])
+        loaded |= {k: columns[k - start] for k in inside}
+    return loaded
+
+
+def store_rows(rows: Sequence[Memory], fields: Sequence[Vec]) -> None:
+    """Store eight records of ``len(fields)`` numbers each that lie apart."""
+    size = len(fields)
+    for start, _ in _windows(range(size), max(size, WIDTH)):
+        inside = list(fields[start : start + WIDTH])
+        inside += [inside[0]] * (WIDTH - len(inside))
+        for row, vector in zip(rows, transpose(inside), strict=True):
+            row.store_some(vector, start, min(size, WIDTH))
+
+
+def load_numbers(rows: Sequence[Memory]) -> Vec:
+    """Eight numbers that lie apart."""
+    builder = rows[0].builder
+    vector = _VECTOR(ir.Undefined)
+    for lane, row in enumerate(rows):
+        vector = builder.insert_element(vector, row.load_one(0), _INT32(lane))
+    return Vec(builder, vector)
+
+
+def store_numbers(rows: Sequence[Memory], vector: Vec) -> None:
+    """Write eight numbers that lie apart."""
+    for lane, row in enumerate(rows):
+        row.store_one(vector.builder.extract_element(vector.value, _INT32(lane)), 0)
 
 
 # --- loops ----------------------------------------------------------------------------------
