@@ -13,6 +13,13 @@ from pytensor.graph.basic import Apply, Constant, Variable
 from pytensor.tensor.basic import Alloc
 from pytensor.tensor.subtensor import AdvancedIncSubtensor, AdvancedSubtensor
 
+from pytensor_mvn_rewrites.matching import Tensor
+
+#: Matrices with fewer rows each, by their known numbers, are gathered. Measured on one core with
+#: all gradients, n = 3: 5000 rows of 5000 matrices take 307 us by groups and 247 us gathered, 2000
+#: of 1000 take 83 and 81, 1000 of 100 take 30 and 33, 2000 of 20 take 18 and 57
+MIN_ROWS = 4
+
 
 @dataclass(frozen=True)
 class RowGroups:
@@ -32,7 +39,7 @@ class RowGroups:
     batches: dict[int, Variable]
     scatters: dict[int, Apply]
 
-    def gradient(self, position: int, of_batch: Variable) -> tuple[Variable, Variable]:
+    def gradient(self, position: int, of_batch: Tensor) -> tuple[Tensor, Tensor]:
         """(Old, new) result of a scatter, given the gradient for the batch."""
         base, *_ = self.scatters[position].inputs
         [old] = self.scatters[position].outputs
@@ -45,7 +52,7 @@ def find_row_groups(
     core_ndims: Sequence[int],
     gradients: Mapping[int, Variable],
 ) -> RowGroups | None:
-    """The groups of rows that a density has, or None if its matrix is not gathered.
+    """The groups of rows that a density has, or None if there are none, or gathers are cheaper.
 
     Parameters
     ----------
@@ -62,20 +69,24 @@ def find_row_groups(
     found = gathered_rows(inputs[matrix])
     if found is None:
         return None
-    index = found[1]
-    length = found[0].type.shape[0]
+    batch, index = found
+    length = batch.type.shape[0]
+    has_rows = [inp for inp, core in zip(inputs, core_ndims, strict=True) if inp.type.ndim > core]
+    n_rows = max(inp.type.shape[0] or 0 for inp in (*has_rows, index))
+    if n_rows and length is not None and n_rows < MIN_ROWS * length:
+        return None
     batches: dict[int, Variable] = {}
     scatters: dict[int, Apply] = {}
     for position, inp in enumerate(inputs):
-        gathered = gathered_rows(inp)
-        if gathered is None or not is_same(gathered[1], index):
+        found = gathered_rows(inp)
+        if found is None or not is_same(found[1], index):
             continue
-        batch, _ = gathered
+        batch, _ = found
         if position != matrix and (length is None or batch.type.shape[0] != length):
             continue
         if position in gradients:
-            scatter = scattered(fgraph, gradients[position], index)
-            if scatter is None or scatter.outputs[0].type.dtype != gradients[position].type.dtype:
+            scatter = scattered(fgraph, gradients[position], batch, index)
+            if scatter is None:
                 continue
             scatters[position] = scatter
         batches[position] = batch
@@ -93,8 +104,8 @@ def gathered_rows(var: Variable) -> tuple[Variable, Variable] | None:
     return None
 
 
-def scattered(fgraph, gradient: Variable, index: Variable) -> Apply | None:
-    """The node that adds the gradients of rows to those of their groups, if it alone needs them."""
+def scattered(fgraph, gradient: Variable, batch: Variable, index: Variable) -> Apply | None:
+    """The node that adds the gradients of rows to those of `batch`, if it alone needs them."""
     clients = fgraph.clients.get(gradient, ())
     if len(clients) != 1:
         return None
@@ -102,9 +113,12 @@ def scattered(fgraph, gradient: Variable, index: Variable) -> Apply | None:
     op = node.op
     if not isinstance(op, AdvancedIncSubtensor) or position != 1 or op.idx_list != (0,):
         return None
-    if op.set_instead_of_inc or op.ignore_duplicates or len(node.inputs) != 3:
+    if op.set_instead_of_inc or op.ignore_duplicates or not is_same(node.inputs[2], index):
         return None
-    return node if is_same(node.inputs[2], index) else None
+    [out] = node.outputs
+    # it may add them to something longer than the batch
+    is_alike = out.type.shape[0] == batch.type.shape[0] is not None
+    return node if is_alike and out.type.dtype == gradient.type.dtype else None
 
 
 def is_same(one: Variable, other: Variable) -> bool:

@@ -22,6 +22,7 @@ from pytensor.tensor.math import All, Sum
 
 from pytensor_mvn_rewrites.lower._groups import RowGroups, find_row_groups
 from pytensor_mvn_rewrites.lower._pairs import core_sizes, find_groups
+from pytensor_mvn_rewrites.matching import Tensor
 from pytensor_mvn_rewrites.ops import (
     InvQuadLogdet,
     InvQuadLogdetPullback,
@@ -143,7 +144,7 @@ class NumbaGaussianOp(Op):
         """Whether a gradient is wanted; then the cotangents are inputs."""
         return any(name in self.outputs for name in self.gradient_outputs)
 
-    def reference_outputs(self, inputs: Sequence[Variable]) -> list[Variable]:
+    def reference_outputs(self, inputs: Sequence[Tensor]) -> list[Variable]:
         """The wanted outputs as the reference ops compute them."""
         own = list(inputs)
         if self.layout.is_grouped:

@@ -152,7 +152,7 @@ class KernelSpec:
         """The kernel for rows that share a matrix."""
         if n > STRAIGHT_MAX_N or not self.can_redo_rows:
             return None
-        gradients = {"dvalue": "none", "dmu": "none", "dmatrix": "none"}
+        gradients = dict.fromkeys(("dvalue", "dmu", "dmatrix"), "none")
         for name in self.wanted & GRADIENTS.keys():
             has_rows = "R" in self.axes(name)
             gradients[TABLE_OUTPUTS.get(name, name)] = "own" if has_rows else "sum"
@@ -160,7 +160,8 @@ class KernelSpec:
         if self.layout.is_grouped:
             own = [place for place, name in self.operands.items() if "R" in self.axes(name)]
             apart = ",".join(own) or "none"
-        return RowsSpec(self.form, self.param, n, *gradients.values(), apart)
+        dvalue, dmu, dmatrix = gradients.values()
+        return RowsSpec(self.form, self.param, n, dvalue, dmu, dmatrix, apart)
 
     @property
     def can_redo_rows(self) -> bool:
@@ -219,8 +220,12 @@ def kernel_of_op(spec: KernelSpec) -> tuple[Callable, str]:
 
     It checks the shapes, allocates the outputs and calls a kernel.
     """
-    functions = (call_kernel, as_float64, as_float32, group_rows)
-    env = {function.__name__: function for function in functions}
+    env = {
+        "call_kernel": call_kernel,
+        "as_float64": as_float64,
+        "as_float32": as_float32,
+        "group_rows": group_rows,
+    }
     return compile_source(frame_source(spec), spec.op, env)
 
 

@@ -16,7 +16,7 @@ accurate, is done again by :mod:`.general` with all of its rows; the others do n
 
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
-from typing import Protocol
+from typing import Protocol, override
 
 import numpy as np
 from llvmlite import ir
@@ -579,7 +579,7 @@ class Operands(Protocol):
         """Write one number of each row."""
 
 
-class Together:
+class Together(Operands):
     """Rows that lie one after the other."""
 
     def __init__(self, spec: RowsSpec, builder: ir.IRBuilder, places, block: ir.Value):
@@ -589,12 +589,15 @@ class Together:
             for name, (address, step) in places.items()
         }
 
+    @override
     def vectors(self, name):
         return load_fields(self.memory[name], self.spec.n, range(self.spec.n))
 
+    @override
     def numbers(self, name):
         return self.memory[name].load(0)
 
+    @override
     def store_vectors(self, gradient):
         dvalue, dmu = self.memory["dvalue"], self.memory["dmu"]
         store_fields(
@@ -603,11 +606,12 @@ class Together:
             dmu if self.spec.mu == "own" else None,
         )
 
+    @override
     def store_numbers(self, name, vector):
         self.memory[name].store(vector, 0)
 
 
-class Apart:
+class Apart(Operands):
     """Rows that lie apart, by their numbers; what rows share is there eight times in a buffer."""
 
     def __init__(
@@ -643,21 +647,25 @@ class Apart:
         """The buffer of what rows share."""
         return Memory(self.builder, self.places[name][0])
 
+    @override
     def vectors(self, name):
         n = self.spec.n
         if self.is_own(name):
             return load_rows(self.rows(name), n)
         return load_fields(self.shared(name), n, range(n))
 
+    @override
     def numbers(self, name):
         return load_numbers(self.rows(name)) if self.is_own(name) else self.shared(name).load(0)
 
+    @override
     def store_vectors(self, gradient):
         if self.spec.value == "own":
             store_rows(self.rows("dvalue"), gradient)
         if self.spec.mu == "own":
             store_rows(self.rows("dmu"), [-x for x in gradient])
 
+    @override
     def store_numbers(self, name, vector):
         store_numbers(self.rows(name), vector)
 
