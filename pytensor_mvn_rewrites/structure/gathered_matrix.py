@@ -2,6 +2,7 @@
 
 import pytensor.tensor as pt
 from pytensor.graph.rewriting.basic import node_rewriter
+from pytensor.tensor.subtensor import AdvancedSubtensor
 
 from pytensor_mvn_rewrites.ops import InvQuadLogdet, MvNormalLogp
 from pytensor_mvn_rewrites.pipeline import structure
@@ -18,24 +19,28 @@ def matrix_is_gathered(fgraph, node):
     .. math:: \mathrm{chol}(\Sigma_{g(r)}) = \mathrm{chol}(\Sigma)_{g(r)}, \qquad r = 1, \dots, R
 
     The same for ``InvQuadLogdet``. The gather may sit below elementwise and batched ops, as in
-    ``L[index] @ L[index].mT``. Cost: one factorization for each of the G matrices instead of one
-    for each of the R rows. Matrices without rows do not matter, as before: their Cholesky factor,
-    which may be NaN, is not gathered.
+    ``L[index] @ L[index].mT``; there, it comes to the top of Cholesky factors and precisions as
+    well. Cost: one factorization, and one element of whatever is above the gather, for each of the
+    G matrices instead of one for each of the R rows; a kernel that takes an index then needs no
+    gather at all. Matrices without rows do not matter, as before: their Cholesky factor, which may
+    be NaN, is not gathered.
     Declines when no more rows than matrices are known to be there.
     """
-    if node.op.param != "cov":
+    *vectors, matrix = node.inputs
+    found = gathered(matrix)
+    if found is None or found.batch.type.ndim != matrix.type.ndim:
         return None
-    *vectors, cov = node.inputs
-    found = gathered(cov)
-    if found is None or found.batch.type.ndim != cov.type.ndim:
-        return None
-    n_matrices, n_rows = found.batch.type.shape[0], cov.type.shape[0]
+    n_matrices, n_rows = found.batch.type.shape[0], matrix.type.shape[0]
     if n_matrices is None or (n_rows is not None and n_rows <= n_matrices):
         return None
-    chol = given_cholesky_factor(fgraph, found.batch)
-    if chol is None:
-        chol = pt.linalg.cholesky(found.batch, lower=True)
-    if chol.type.ndim != cov.type.ndim or chol.type.dtype != cov.type.dtype:
+    batch, param = found.batch, node.op.param
+    if param == "cov":
+        batch, param = given_cholesky_factor(fgraph, batch), "chol"
+        if batch is None:
+            batch = pt.linalg.cholesky(found.batch, lower=True)
+    elif isinstance(matrix.owner.op, AdvancedSubtensor):
         return None
-    outputs = type(node.op)(param="chol")(*vectors, chol[found.rows], return_list=True)
+    if batch.type.ndim != matrix.type.ndim or batch.type.dtype != matrix.type.dtype:
+        return None
+    outputs = type(node.op)(param=param)(*vectors, batch[found.rows], return_list=True)
     return outputs_like(node, outputs)

@@ -1,4 +1,4 @@
-"""Gathered matrices and scattered gradients become one op with an index, as the reference has it."""
+"""Gathers and scatters become one op with an index, which gives what the reference gives."""
 
 from functools import cache
 

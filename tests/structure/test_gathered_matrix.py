@@ -50,6 +50,21 @@ def test_quad_logdet(rng):
     )
 
 
+@pytest.mark.parametrize("param", ["chol", "tau"])
+def test_gather_below_what_is_done_to_each_matrix(rng, param):
+    """It comes to the top, where a kernel can take the index."""
+    x, mu, S = symbols()
+    shared = pt.matrix("shared", shape=(N, N))
+    index = pt.lvector("index", shape=(R,))
+    given = {**values(rng, x, mu, S), shared: spd(rng, n=N), index: INDEX}
+    assert_rewrites_to(
+        list(mvnormal_logp(x, mu, shared + pt.exp(0.1 * S[index]), param)),
+        list(mvnormal_logp(x, mu, (shared + pt.exp(0.1 * S))[index], param)),
+        given,
+        condition=1e2,
+    )
+
+
 SURFACE_FORMS = {
     "index of the data": lambda S, i: S[i],
     "scaled below the gather": lambda S, i: (2.0 * S)[i],
