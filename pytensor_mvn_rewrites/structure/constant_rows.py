@@ -43,6 +43,10 @@ def constant_rows_are_compressed(fgraph):
     the covariance is ``batch[index]`` with a constant index, or the mean holds ``mu[index]``.
     QR, not :math:`C^\top C`: the condition number is not squared.
 
+    An infinite parameter makes the result minus infinity or NaN as it does without the rule: the
+    zeros of T are too small a number instead (see :func:`without_new_zeros`). Several at once may
+    exchange the two, because infinities of different signs meet in other rows.
+
     Cost: R rows become at most c, the number of columns of C and Y; an evaluation no longer
     depends on the number of observations. Densities of equal n and c get equally many rows, by
     rows of zeros where needed, so that ragged loops can be re-rolled.
@@ -189,6 +193,7 @@ class Rows:
 
     def compressed(self, n_new: int) -> tuple[np.ndarray, np.ndarray]:
         """The new columns, and for each of their rows an old row of its cell."""
+        dtype = self.node.outputs[0].type.dtype
         new_columns = np.zeros((self.n_groups, n_new, self.columns.shape[1]))
         representative = np.zeros((self.n_groups, n_new), int)
         for g, cells in enumerate(self.cells):
@@ -198,10 +203,22 @@ class Rows:
                 if len(rows) > rows.shape[1]:
                     rows = np.linalg.qr(rows, mode="r")
                 start, stop = stop, stop + len(rows)
-                new_columns[g, start:stop] = rows
+                new_columns[g, start:stop] = without_new_zeros(rows, self.columns[cell], dtype)
                 representative[g, start:stop] = cell[0]
-            representative[g, stop:] = cells[0][0]
+            padding, [cell, *_] = new_columns[g, stop:], cells
+            new_columns[g, stop:] = without_new_zeros(padding, self.columns[cell], dtype)
+            representative[g, stop:] = cell[0]
         return new_columns.reshape(-1, new_columns.shape[-1]), representative.reshape(-1)
+
+
+def without_new_zeros(rows: np.ndarray, old_rows: np.ndarray, dtype: str) -> np.ndarray:
+    """Replace zeros in columns that had none before by a number that changes no result.
+
+    Zero times an infinite parameter is NaN, where the old rows have infinity. The number vanishes
+    next to any other, and its square is not subnormal, which would be slow.
+    """
+    is_new = (rows == 0) & (old_rows != 0).all(axis=0)
+    return np.where(is_new, np.sqrt(np.finfo(dtype).tiny), rows)
 
 
 def difference(value: Tensor, mu: Tensor) -> Tensor:

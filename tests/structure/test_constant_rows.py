@@ -119,12 +119,47 @@ def reasons(graph) -> set[str]:
 
 
 def test_exact_graph(rng):
-    """For a constant mean: the R of the rows, and their number as a weight."""
+    """For a constant mean: the R of the rows, and their number as a weight.
+
+    Below its diagonal is a number that vanishes, not zero, whose product with infinity is NaN.
+    """
     triangle = np.linalg.qr(Y, mode="r")
+    triangle[1, 0] = np.sqrt(np.finfo("float64").tiny)
     quaddist, half_logdet, posdef = inv_quad_logdet(triangle, S)
     norm = -0.5 * np.log(2 * np.pi) * R * N
     total = (-0.5 * quaddist - np.array([R / N]) * half_logdet).sum() + norm
     assert_rewrites_to(density(np.zeros(N)), [total, posdef.all()], {S: spd(rng, n=N)})
+
+
+INFINITE = {
+    "vector": (a, S, a, 0),
+    "vector, last": (a, S, a, N - 1),
+    "all of a scalar": (pt.full((R, N), c), S, c, ()),
+    "intercept next to a design": (a + X @ B, S, a, 0),
+    "slope": (a + X @ B, S, B, (1, 0)),
+    "slope of a column with zeros": (a + np.maximum(X, 0) @ B, S, B, (1, 0)),
+    "indexed": (M[INDEX], S, M, (2, 0)),
+    "indexed, in groups": (M[INDEX], T[INDEX], M, (2, 1)),
+    "of some rows of a group": (a + M[OTHER_INDEX], T[INDEX], M, (1, 0)),
+    "group without rows": (M[INDEX % 2], T[INDEX % 2], M, (3, 0)),
+}
+
+
+@pytest.mark.parametrize("number", [np.inf, -np.inf, np.nan, 1e200], ids=str)
+@pytest.mark.parametrize("name", INFINITE)
+def test_infinite_parameter(rng, name, number):
+    """Minus infinity or NaN, whatever the rows give, for any signs of the covariances."""
+    mean, matrix, parameter, position = INFINITE[name]
+    for param in ("cov", "chol"):
+        graph = density(mean, matrix, param=param)
+        new = rewritten(graph)
+        assert max(rows_left(new)) < R
+        values = used(graph, parameters(rng))
+        values[parameter] = np.array(values[parameter])
+        values[parameter][position] = number
+        with np.errstate(all="ignore"):
+            for got, want in zip(evaluate(new, values), evaluate(graph, values), strict=True):
+                assert_close(got, want, "value")
 
 
 @pytest.mark.parametrize("name", MEANS)
