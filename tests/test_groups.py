@@ -10,10 +10,13 @@ import pymc as pm
 import pytensor
 import pytensor.tensor as pt
 import pytest
+import xarray
 from pymc.pytensorf import rewrite_pregrad
 from pytensor.graph.traversal import ancestors
+from scipy.stats import multivariate_normal
 
 import pytensor_mvn_rewrites as mvn
+from pytensor_mvn_rewrites.lower.numba_backend import NumbaGaussianOp
 from pytensor_mvn_rewrites.ops.gaussian import GaussianOp
 from tests.harness import PIPELINE_MODE
 from tests.test_generated_models import logp_and_gradient
@@ -199,6 +202,17 @@ def covs_of_index():
 @group_model
 def group_without_rows():
     return gathered("chol", index=INDEX % 2 * 2), [(2, 1 + N)]
+
+
+@group_model
+def chols_of_changing_index():
+    """With an index that may change nothing is compressed, but no row has a factor of its own."""
+    return gathered("chol", data=True), [(R,)]
+
+
+@group_model
+def covs_of_changing_index():
+    return gathered("cov", data=True), [(R,)]
 
 
 @group_model
@@ -391,6 +405,35 @@ def test_data_may_change():
         np.testing.assert_allclose(on(point), off(point), rtol=1e-9)
 
 
+def test_no_row_has_a_matrix_of_its_own():
+    """Compiled with Numba: one op takes the index, which may change, and gathers nothing."""
+    with pm.Model() as model:
+        idx = pm.Data("idx", INDEX)
+        mu = pm.Normal("mu", shape=(K, N))
+        chols = pt.tril(0.1 * pm.Normal("factors", shape=(K, N, N))) + np.eye(N)
+        pm.MvNormal("obs", mu[idx], chol=chols[idx], observed=Y)
+    on = model.logp_dlogp_function(ravel_inputs=True, mode="NUMBA")._pytensor_function
+    with mvn.disable():
+        off = model.logp_dlogp_function(ravel_inputs=True, mode=PIPELINE_MODE)._pytensor_function
+    [node] = [n for n in on.maker.fgraph.apply_nodes if isinstance(n.op, NumbaGaussianOp)]
+    assert node.op.layout.is_grouped
+    for each in on.maker.fgraph.apply_nodes:
+        assert all(out.type.ndim < 3 or out.type.shape[0] == K for out in each.outputs)
+    rng = np.random.default_rng(0)
+    for index in (INDEX, rng.permutation(INDEX), np.zeros(R, int), INDEX - K):
+        with model:
+            pm.set_data({"idx": index})
+        point = rng.normal(size=K * N + K * N * N)
+        for got, want in zip(on(point), off(point), strict=True):
+            scale = max(1.0, np.abs(want).max())
+            np.testing.assert_allclose(got, want, rtol=1e-11, atol=1e-12 * scale)
+    with model:
+        pm.set_data({"idx": np.where(INDEX == 1, K, INDEX)})
+    for function in (on, off):
+        with pytest.raises(IndexError):
+            function(point)
+
+
 def test_log_likelihood_of_each_row():
     model, _ = GROUP_MODELS["chols_of_index"]()
     [log_likelihood] = [model.compile_logp(vars=[model["obs"]], sum=False, mode=PIPELINE_MODE)]
@@ -400,6 +443,43 @@ def test_log_likelihood_of_each_row():
     assert rows.shape == (R,)
     total = model.compile_logp(vars=[model["obs"]], mode=PIPELINE_MODE)(point)
     np.testing.assert_allclose(rows.sum(), total, rtol=1e-12)
+
+
+@pytest.mark.parametrize("form", ["loop", "index", "data"])
+def test_compute_log_likelihood(form):
+    """One number for each row, draw by draw, where the model's own sum is compressed or grouped."""
+    with pm.Model():
+        mu = pm.Normal("mu", shape=(K, N))
+        chols = pt.tril(0.1 * pm.Normal("factors", shape=(K, N, N))) + np.eye(N)
+        if form == "loop":
+            for g in range(K):
+                pm.MvNormal(f"obs_{g}", mu[g], chol=chols[g], observed=Y[INDEX == g])
+        else:
+            idx = pm.Data("idx", INDEX) if form == "data" else INDEX
+            pm.MvNormal("obs", mu[idx], chol=chols[idx], observed=Y)
+        draws = {"mu": RNG.normal(size=(1, 2, K, N)), "factors": RNG.normal(size=(1, 2, K, N, N))}
+        posterior = xarray.Dataset(
+            {
+                name: (("chain", "draw", *(f"{name}_{k}" for k in range(x.ndim - 2))), x)
+                for name, x in draws.items()
+            }
+        )
+        result = pm.compute_log_likelihood(
+            {"posterior": posterior},
+            extend_inferencedata=False,
+            progressbar=False,
+            compile_kwargs={"mode": PIPELINE_MODE},
+        )
+    for draw in range(2):
+        for g in range(K):
+            chol = np.tril(0.1 * draws["factors"][0, draw, g]) + np.eye(N)
+            rows = Y[INDEX == g]
+            expected = multivariate_normal.logpdf(rows, draws["mu"][0, draw, g], chol @ chol.T)
+            own = result[f"obs_{g}"] if form == "loop" else result["obs"]
+            got = own.values[0, draw]
+            np.testing.assert_allclose(
+                got if form == "loop" else got[INDEX == g], np.atleast_1d(expected), rtol=1e-10
+            )
 
 
 @pytest.mark.parametrize("bad", ["one group", "all groups", "nan"])
