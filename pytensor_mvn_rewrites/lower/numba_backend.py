@@ -400,7 +400,7 @@ def condition_for_all(condition: Variable, posdef: Variable) -> Variable | None:
     return condition if condition.owner.inputs[0] is posdef else None
 
 
-def matched_type(new: Variable, old: Variable) -> Variable:
+def matched_type(new: Tensor, old: Variable) -> Variable:
     """Restore the dtype of a sum, and static dimensions that the new variable does not know."""
     new = new.astype(old.type.dtype)
     if old.type.is_super(new.type):

@@ -54,7 +54,6 @@ from pytensor_mvn_rewrites.lower.numba.lanes import (
 )
 from pytensor_mvn_rewrites.lower.numba.vectors import (
     WIDTH,
-    Difference,
     Index,
     Memory,
     Product,

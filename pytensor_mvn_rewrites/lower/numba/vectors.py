@@ -270,6 +270,10 @@ class Memory:
         both = ir.Constant(ir.VectorType(_INT32, WIDTH), list(range(WIDTH)))
         return Vec(self.builder, self.builder.shuffle_vector(*halves, both))
 
+    def load_one(self, offset: int | ir.Value) -> ir.Value:
+        """The number at `offset`."""
+        return self.builder.load(self._at(offset, _DOUBLE))
+
     def store(self, vector: Vec, offset: int | ir.Value) -> None:
         """Write eight numbers, the first to `offset`."""
         self.builder.store(vector.value, self._at(offset, _VECTOR), align=self.align)
@@ -427,7 +431,7 @@ def _records(fields: Sequence[Vec]) -> Iterator[tuple[int, Vec]]:
 def load_rows(rows: Sequence[Memory], size: int) -> dict[int, Vec]:
     """Load the fields of eight records of `size` numbers each that lie apart."""
     loaded: dict[int, Vec] = {}
-    for start, inside in _windows(range(size), max(size, WIDTH)):
+    for start, inside in _windows(range(size), max(size, WIDTH), WIDTH):
         columns = transpose([row.load_some(start, min(size, WIDTH)) for row in rows])
         loaded |= {k: columns[k - start] for k in inside}
     return loaded
@@ -436,7 +440,7 @@ def load_rows(rows: Sequence[Memory], size: int) -> dict[int, Vec]:
 def store_rows(rows: Sequence[Memory], fields: Sequence[Vec]) -> None:
     """Store eight records of ``len(fields)`` numbers each that lie apart."""
     size = len(fields)
-    for start, _ in _windows(range(size), max(size, WIDTH)):
+    for start, _ in _windows(range(size), max(size, WIDTH), WIDTH):
         inside = list(fields[start : start + WIDTH])
         inside += [inside[0]] * (WIDTH - len(inside))
         for row, vector in zip(rows, transpose(inside), strict=True):
