@@ -15,7 +15,23 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pytensor_mvn_rewrites.lower.numba.general import HALF_LOG_2PI, element, store_if_wanted
+from pytensor_mvn_rewrites.lower.numba.general import (
+    DMATRIX,
+    DMU,
+    DVALUE,
+    FIRST,
+    G_FIRST,
+    G_SECOND,
+    HALF_LOG_2PI,
+    MATRIX,
+    MU,
+    POSDEF,
+    SECOND,
+    TOTAL,
+    VALUE,
+    element,
+    store_if_wanted,
+)
 from pytensor_mvn_rewrites.lower.numba.jit import (
     CHOL,
     TAU,
@@ -52,9 +68,6 @@ SMALLEST_PIVOT = 1e-150
 
 LANE = 8
 N_R, N_M, N, PARAM, IS_LOGP = Table.N_R, Table.N_M, Table.N, Table.PARAM, Table.IS_LOGP
-VALUE, MU, MATRIX, G_FIRST, G_SECOND, FIRST, SECOND, DVALUE, DMU, DMATRIX, POSDEF, TOTAL = map(
-    Table.entry, Table.NAMES
-)
 
 
 def blas_rows_kernel() -> Callable:
