@@ -1,6 +1,7 @@
 """``explain``: what the rewrites did to a model, and what they left alone, and why."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pymc as pm
@@ -80,7 +81,7 @@ def explain(model: pm.Model | Variable) -> Explanation:
         after = rewrite_pregrad(_logp(model))
     nodes = FunctionGraph(outputs=[after], clone=True, copy_inputs=False).toposort()
     fired = Counter((e.stage, e.rule, e.detail) for e in events if isinstance(e, Fired))
-    declined = Counter((e.stage, e.rule, e.reason) for e in events if isinstance(e, Declined))
+    declined = Counter((e.stage, e.rule, e.reason) for e in last_declined(events))
     return Explanation(
         nodes_before=len(FunctionGraph(outputs=[before], clone=True).apply_nodes),
         nodes_after=len(nodes),
@@ -88,6 +89,18 @@ def explain(model: pm.Model | Variable) -> Explanation:
         fired=dict(fired),
         declined=dict(declined),
     )
+
+
+def last_declined(events: Sequence[Fired | Declined]) -> list[Declined]:
+    """What is declined in the end: a stage that has fired looks at everything once more."""
+    declined: list[Declined] = []
+    fired = set()
+    for event in reversed(events):
+        if isinstance(event, Fired):
+            fired.add(event.stage)
+        elif event.stage not in fired:
+            declined.append(event)
+    return declined[::-1]
 
 
 def _logp(model: pm.Model | Variable) -> Variable:

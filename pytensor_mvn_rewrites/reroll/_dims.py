@@ -18,6 +18,7 @@ from pytensor.tensor.elemwise import CAReduce, DimShuffle, Elemwise
 from pytensor.tensor.shape import SpecifyShape
 from pytensor.tensor.subtensor import Subtensor
 
+from pytensor_mvn_rewrites.ops import PackedCholesky
 from pytensor_mvn_rewrites.ops.gaussian import FusedOp, GaussianOp, GaussianPullbackOp
 
 Dim = tuple[Variable, int]
@@ -54,6 +55,10 @@ class DimEquations:
             self._parent[root] = first
             if length is not None:
                 self._length.setdefault(first, length)
+
+    def set_length(self, dim: Dim, length: int) -> None:
+        """Record the length of a dimension."""
+        self._length.setdefault(self._find(dim), length)
 
     def _find(self, dim: Dim) -> Dim:
         path = []
@@ -105,6 +110,10 @@ def _equate_node(dims: DimEquations, node) -> None:
             )
             variables, core_ndims = zip(*pairs, strict=True)
             _equate_gaussian(dims, variables, core_ndims)
+        case PackedCholesky(n=n):
+            [packed] = node.inputs
+            dims.set_length((packed, packed.type.ndim - 1), n * (n + 1) // 2)
+            _equate_aligned(dims, [packed, *node.outputs], [1, *node.op.out_core_ndims])
         case FusedOp():
             both = [*node.op.core_ndims, *node.op.out_core_ndims]
             _equate_aligned(dims, [*node.inputs, *node.outputs], both)

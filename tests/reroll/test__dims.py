@@ -5,7 +5,7 @@ import pytensor.tensor as pt
 import pytest
 from pytensor.raise_op import Assert
 
-from pytensor_mvn_rewrites.ops import mvnormal_logp
+from pytensor_mvn_rewrites.ops import mvnormal_logp, packed_cholesky
 from pytensor_mvn_rewrites.reroll._dims import DimEquations
 from tests.harness import assert_declines, assert_same_numbers, our_ops, rewritten
 
@@ -55,6 +55,15 @@ def test_not_provably_equal(name):
     root, x, i, y, j = UNEQUAL[name]
     dims = DimEquations([root])
     assert dims._find((x, i)) != dims._find((y, j))
+
+
+def test_length_of_a_packed_triangle():
+    """A triangle of three rows has six entries, also where the length is unknown."""
+    chol, *_ = packed_cholesky(A, 3)
+    dims = DimEquations([chol])
+    assert dims.length(A, 1) == 6
+    assert dims.length(A, 0) is None
+    assert dims._find((A, 0)) == dims._find((chol, 0))
 
 
 def test_length_of_what_is_added_to_a_constant():
