@@ -112,6 +112,36 @@ def kronecker(rows: int, columns: int, form: str, noise: bool = False, seed: int
     return model
 
 
+def kronecker_sum(rows: int, columns: int, seed: int = 0) -> pm.Model:
+    """Cover a grid with a separable covariance, and noise of a variance per row and per column."""
+    data = np.random.default_rng(seed).normal(size=rows * columns)
+    with pm.Model() as model:
+        length_scales = pm.HalfNormal("length_scales", shape=2)
+        signal = pt.linalg.kron(
+            exponential_covariance(rows, length_scales[0]),
+            exponential_covariance(columns, length_scales[1]),
+        )
+        noise = [pm.HalfNormal(name, shape=n) for name, n in (("c", rows), ("d", columns))]
+        cov = signal + pt.linalg.kron(*map(pt.diag, noise))
+        pm.MvNormal("x", np.zeros(rows * columns), cov=cov, observed=data)
+    return model
+
+
+def matrix_normal(rows: int, columns: int, seed: int = 0) -> pm.Model:
+    """Cover a grid by PyMC's matrix normal distribution."""
+    data = np.random.default_rng(seed).normal(size=(rows, columns))
+    with pm.Model() as model:
+        length_scales = pm.HalfNormal("length_scales", shape=2)
+        pm.MatrixNormal(
+            "x",
+            np.zeros((rows, columns)),
+            rowcov=exponential_covariance(rows, length_scales[0]),
+            colcov=exponential_covariance(columns, length_scales[1]),
+            observed=data,
+        )
+    return model
+
+
 def low_rank(n: int, rank: int, seed: int = 0) -> pm.Model:
     """Load n observed variables on a few factors: ``W @ W.T + diag(d)``."""
     data = np.random.default_rng(seed).normal(size=n)
@@ -194,6 +224,21 @@ def scenarios(pick) -> Iterator[Scenario]:
             reference="off",
             memory=True,
         )
+    yield Scenario(
+        "structures:kronecker_sum",
+        "MvNormal(cov=kron(A, B) + kron(C, D)), {rows} x {columns}".format(**sizes),
+        on_and_off("structures.kronecker_sum", **sizes),
+        (faster(10), *dense_compilation(), no_dense_matrix(sizes["rows"] * sizes["columns"])),
+        reference="off",
+        memory=True,
+    )
+    yield Scenario(
+        "structures:matrix_normal",
+        "MatrixNormal, {rows} x {columns}".format(**sizes),
+        on_and_off("structures.matrix_normal", **sizes),
+        (faster(1),),
+        reference="off",
+    )
     for name, noise, bar in (
         ("kronecker_normal", False, faster(3)),
         ("kronecker_normal_noise", True, faster(1)),

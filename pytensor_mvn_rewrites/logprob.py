@@ -35,7 +35,7 @@ from pytensor.tensor.random.op import RandomVariable
 
 from pytensor_mvn_rewrites.matching import NARROW, NARROW_RATIO, is_declared
 from pytensor_mvn_rewrites.ops import mvnormal_logp, noisy_kronecker_quad_logdet, packed_cholesky
-from pytensor_mvn_rewrites.pipeline import logprob, logprob_graph
+from pytensor_mvn_rewrites.pipeline import IR_END, IR_START, logprob, logprob_graph
 
 
 class FusedMvNormalRV(MvNormalRV):
@@ -168,7 +168,17 @@ def fused_lkj_cholesky_cov_logp(op, values, rng, n, eta, sd_dist, **kwargs):
     return _lkj_normalizing_constant(eta, n) + logp_lkj + logp_sd + log_jacobian
 
 
-@logprob_graph
+FUSED = (FusedMvNormalRV, FusedPrecisionMvNormalRV)
+
+
+@logprob_graph(IR_START)
+def note_declarations(fgraph):
+    """Note which kinds of facts a model declares: PyTensor drops the markers."""
+    markers = (node for node in fgraph.apply_nodes if isinstance(node.op, SpecifyAssumptions))
+    fgraph.mvn_declared = {key for node in markers for key, _ in node.op.assumptions}
+
+
+@logprob_graph(IR_END)
 def keep_declarations(fgraph):
     """What a model declares with ``assume`` holds in its log-density, and so do its `dims`.
 
@@ -188,16 +198,21 @@ def keep_declarations(fgraph):
 
 def declared_facts(fgraph) -> dict[Variable, dict[AssumptionKey, FactState]]:
     """What the user declared of the variables of a graph."""
-    feature = getattr(fgraph, "assumption_feature", None)
     facts: dict[Variable, dict[AssumptionKey, FactState]] = {}
-    for (var, key), state in [] if feature is None else list(feature.cache.items()):
-        if state is FactState.TRUE and var in fgraph.variables and is_declared(fgraph, var, key):
+    if not getattr(fgraph, "mvn_declared", ()) or not hasattr(fgraph, "assumption_feature"):
+        return facts
+    for (var, key), state in list(fgraph.assumption_feature.cache.items()):
+        if state is not FactState.TRUE or key not in fgraph.mvn_declared:
+            continue
+        if var in fgraph.variables and is_declared(fgraph, var, key):
             facts.setdefault(var, {})[key] = state
     return facts
 
 
 def narrow_parameters(fgraph) -> Iterator[Variable]:
     """Matrices of parameters that have few columns with the present lengths of the `dims`."""
+    if not any(isinstance(node.op, FUSED) for node in fgraph.apply_nodes):
+        return
     for node in list(fgraph.apply_nodes):
         match node.op, node.inputs[0].owner_op_and_inputs if node.inputs else ():
             case ValuedRV(), (RandomVariable(ndim_supp=0) as op, *_) if None in node.out.type.shape:

@@ -38,8 +38,9 @@ from pytensor_mvn_rewrites.config import OPT_IN_TAG, is_active
 #: Position of the lowering in `optdb`: after ``specialize`` (2), before elementwise fusion (49).
 LOWER_POSITION = 2.9
 
-#: Position in PyMC's database of logprob rewrites: after its last canonicalization (4).
-IR_END_POSITION = 4.5
+#: Positions in PyMC's sequence of logprob rewrites: before its first (0), and after its last
+#: canonicalization (4).
+IR_START, IR_END = -1.0, 4.5
 
 #: PyTensor leaves rewrites with this tag out of the inner graphs of ops such as ours.
 RECOGNITION_TAG = "symbolic_op_recognition"
@@ -241,18 +242,18 @@ def logprob(rule):
     return rule
 
 
-def logprob_graph(rule):
-    """Register a whole-graph rewrite that runs when PyMC is done with the random variables."""
+def logprob_graph(position: float):
+    """Register a whole-graph rewrite in PyMC's sequence of logprob rewrites."""
     from pymc.logprob.rewriting import logprob_rewrites_db
 
-    RULES.setdefault("logprob", {})[rule_name(rule)] = rule
-    logprob_rewrites_db.register(
-        f"mvn_{rule_name(rule)}",
-        _guarded(rule, "logprob", opted_in=False),
-        "basic",
-        position=IR_END_POSITION,
-    )
-    return rule
+    def register(rule):
+        RULES.setdefault("logprob", {})[rule_name(rule)] = rule
+        guarded = _guarded(rule, "logprob", opted_in=False)
+        name = f"mvn_{rule_name(rule)}"
+        logprob_rewrites_db.register(name, guarded, "basic", position=position)
+        return rule
+
+    return register
 
 
 def activate() -> None:

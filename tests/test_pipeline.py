@@ -9,8 +9,10 @@ import pytensor
 import pytensor.tensor as pt
 import pytest
 from pymc.pytensorf import rewrite_pregrad
+from pytensor.assumptions import SpecifyAssumptions, assume
 from pytensor.compile.mode import optdb
 from pytensor.graph.rewriting.basic import node_rewriter
+from pytensor.graph.traversal import ancestors
 
 import pytensor_mvn_rewrites as mvn
 from pytensor_mvn_rewrites import pipeline
@@ -126,3 +128,26 @@ def test_models_without_normals_are_left_alone():
     with pipeline.recording() as events:
         rewrite_pregrad(model.logp())
     assert not events
+
+
+@pytest.mark.parametrize("what", ["nothing", "narrow", "wide", "declared", "no MvNormal"])
+def test_models_are_marked_where_something_is_known(what):
+    """By the markers of PyTensor's ``assume``, which the pre-gradient pass takes out again."""
+    lengths = {"row": 8, "column": 2 if what in ("narrow", "no MvNormal") else 3}
+    with pm.Model(coords={name: range(n) for name, n in lengths.items()}) as model:
+        size = {"shape": (8, 2)} if what == "nothing" else {"dims": ("row", "column")}
+        x = pm.Normal("x", **size)
+        cov = x @ x.T + np.eye(8)
+        if what == "declared":
+            cov = assume(cov, positive_definite=True)
+        if what == "no MvNormal":
+            pm.Normal("y", cov, observed=np.zeros((8, 8)))
+        else:
+            pm.MvNormal("y", np.zeros(8), cov=cov, observed=np.zeros(8))
+
+    def markers(graph):
+        owners = {var.owner for var in ancestors([graph]) if var.owner}
+        return [node.op for node in owners if isinstance(node.op, SpecifyAssumptions)]
+
+    assert len(markers(model.logp())) == (1 if what in ("narrow", "declared") else 0)
+    assert not markers(rewrite_pregrad(model.logp()))

@@ -2,14 +2,14 @@
 
 from pytensor.tensor.rewriting.assumptions import DrainSpecifyAssumptions
 
-from pytensor_mvn_rewrites.pipeline import reroll
+from pytensor_mvn_rewrites.pipeline import structure
 
 
-@reroll
+@structure
 def drain_declarations(fgraph):
     """assume(x, ...) -> x, for all of the graph at once.
 
     PyTensor's own canonicalization does it node by node, after the whole-graph rewrites of this
-    stage, in whose way the markers would be.
+    package, in whose way the markers would be: this is the first of them, by the name of its file.
     """
     DrainSpecifyAssumptions().apply(fgraph)
