@@ -26,7 +26,7 @@ def factorize(factor, diag):
     """
     root = pt.sqrt(pt.switch(diag > 0, diag, np.asarray(np.nan, dtype=diag.type.dtype)))
     V = factor / root[..., None]
-    n, k = V.shape[-2], length(V)
+    n, k = length(V, -2), length(V)
     eye = pt.eye(k, dtype=V.type.dtype)
     identity = pt.broadcast_to(eye, (*tuple(V.shape)[:-2], k, k)) if V.type.ndim > 2 else eye
     Q, R = pt.linalg.qr(pt.join(-2, V, identity), mode="economic")

@@ -104,6 +104,9 @@ def matrix_is_low_rank_plus_diagonal(fgraph, node):
         return None
     if k is not None and n < NARROW_RATIO * k:
         return None
+    # a matrix of another size is an error either way, and JAX wants to know
+    batch = (None,) * (factor.type.ndim - 2)
+    factor = pt.specify_shape(factor, (*batch, n, None)) if None in sizes else factor
     if not is_positive(diag) and not is_uniform(diag):
         record(Declined("structure", "matrix_is_low_rank_plus_diagonal", NOT_POSITIVE))
         return None
