@@ -246,6 +246,8 @@ def definiteness(fgraph: FunctionGraph, matrix: Variable) -> Definiteness:
         return Definiteness.UNKNOWN
     if isinstance(matrix, Constant):
         return _definiteness_of_constant(matrix)
+    if is_declared(fgraph, matrix, POSITIVE_DEFINITE):
+        return Definiteness.DEFINITE
     view = matrix_view(matrix)
     if view.core is not matrix:
         return definiteness(fgraph, view.core)
@@ -290,7 +292,7 @@ def definiteness(fgraph: FunctionGraph, matrix: Variable) -> Definiteness:
             if (POSITIVE_DEFINITE, FactState.TRUE) in declared:
                 return Definiteness.DEFINITE
             return definiteness(fgraph, inner)
-    return Definiteness(2 * is_declared(fgraph, matrix, POSITIVE_DEFINITE))
+    return Definiteness.UNKNOWN
 
 
 def is_declared(fgraph: FunctionGraph, var: Variable, fact: AssumptionKey) -> bool:
