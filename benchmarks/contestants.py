@@ -262,12 +262,17 @@ class PyTensorDensity(Density):
         A mode of PyTensor.
     skip : str
         Stages of the plugin to leave out.
+    threads : int
+        How many threads the plugin may use.
     """
 
-    def __init__(self, plugin: bool, mode: str | None = None, skip: str = "", **size):
+    def __init__(
+        self, plugin: bool, mode: str | None = None, skip: str = "", threads: int = 1, **size
+    ):
         super().__init__(**size)
         import_packages(plugin, skip)
         self.mode = mode
+        self.threads = threads
 
     def prepare(self) -> dict:
         """Compile a function of the three inputs; only their core size is known to it."""
@@ -281,9 +286,11 @@ class PyTensorDensity(Density):
         value, mu, matrix = variables
         logp = pm.logp(pm.MvNormal.dist(mu, **{self.param: matrix}), value).sum()
         logp = rewrite_pregrad(logp)
-        self.function = pytensor.function(
-            variables, [logp, *pt.grad(logp, variables)], mode=self.mode
-        )
+        flags = {"mvn_rewrites__threads": self.threads} if self.threads > 1 else {}
+        with pytensor.config.change_flags(**flags):
+            self.function = pytensor.function(
+                variables, [logp, *pt.grad(logp, variables)], mode=self.mode
+            )
         self.function.trust_input = True
         self.call()
         return {}

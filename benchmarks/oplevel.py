@@ -80,6 +80,25 @@ def scenario(count: int, n: int, param: str) -> Scenario:
     )
 
 
+def of_threads(count: int, n: int) -> Scenario:
+    """One thread and two, by the clock on the wall: it takes a machine with nothing else to do."""
+    size = {"count": count, "n": n, "param": "cov", "plugin": True}
+    names = ("1 thread", "2 threads")
+    return Scenario(
+        f"oplevel:threads_{count}_{n}",
+        f"{count} vectors of length {n}, covariance given, by one thread and by two",
+        tuple(
+            Variant(
+                name, "PyTensorDensity", size | {"threads": k}, once=True, cache="oplevel-plugin"
+            )
+            for k, name in enumerate(names, start=1)
+        ),
+        (faster(1.3, "2 threads", "1 thread"),),
+        reference="1 thread",
+        clock="wall",
+    )
+
+
 def scenarios(pick) -> Iterator[Scenario]:
     """The sizes of the bars and of the plots with a covariance, some with a Cholesky factor."""
     sizes = pick((*BARS, *OTHER_SIZES), short=((5000, 3), (1000, 10), (10, 100)), tiny=((9, 3),))
@@ -87,3 +106,5 @@ def scenarios(pick) -> Iterator[Scenario]:
         yield scenario(count, n, "cov")
     for count, n in pick(((5000, 3), (5000, 4), (1000, 10)), short=((5000, 3),), tiny=((9, 2),)):
         yield scenario(count, n, "chol")
+    for count, n in pick(((100_000, 3), (20_000, 10)), short=(), tiny=((9, 3),)):
+        yield of_threads(count, n)

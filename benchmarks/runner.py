@@ -95,7 +95,7 @@ def run_scenario(
                 worker = prepare(scenario, measured, effort, last=once or run == warm)
                 if worker is not None:
                     workers[measured.variant.label] = stack.enter_context(worker)
-        evaluate(found, workers, effort, say)
+        evaluate(found, workers, effort, scenario.clock or effort.clock, say)
         say("comparing the numbers")
         finish(scenario, found, workers, scratch)
     bars = (*scenario.bars, *agreement(scenario))
@@ -135,7 +135,7 @@ def prepare(scenario: Scenario, measured: Measured, effort: Effort, last: bool) 
     return None
 
 
-def evaluate(found: dict[str, Measured], workers, effort: Effort, say) -> None:
+def evaluate(found: dict[str, Measured], workers, effort: Effort, clock: str, say) -> None:
     """Time evaluations, one batch of each worker after the other, round after round."""
     timed = [label for label in workers if found[label].variant.timed]
     for i in range(effort.rounds):
@@ -147,8 +147,7 @@ def evaluate(found: dict[str, Measured], workers, effort: Effort, say) -> None:
             try:
                 ask = workers[label].ask
                 found[label].add(
-                    evaluate=ask("time", clock=effort.clock),
-                    inside=ask("inside", clock=effort.clock),
+                    evaluate=ask("time", clock=clock), inside=ask("inside", clock=clock)
                 )
             except WorkerError as error:
                 found[label].error = str(error)

@@ -94,6 +94,8 @@ class Scenario:
         Number of warm runs, if it is not that of the command line.
     memory : bool
         Whether to measure the memory that an evaluation needs.
+    clock : {"", "wall", "cpu"}
+        What evaluations are timed by, if it is not for the command line to say.
     """
 
     name: str
@@ -103,6 +105,7 @@ class Scenario:
     reference: str = ""
     warm: int | None = None
     memory: bool = False
+    clock: str = ""
     facts: dict = field(default_factory=dict)
 
 

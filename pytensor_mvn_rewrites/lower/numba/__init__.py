@@ -42,7 +42,7 @@ def build_kernel(name: str) -> Callable:
             return rows_kernel(RowsSpec.parse(name))
         case "blas_rows":
             return blas_rows_kernel()
-        case "threads":
+        case "threads" | "chunks":
             return threads_kernel(name)
         case _:
             return general_kernel(lapack=name == "large")

@@ -10,7 +10,6 @@ at once, as samplers do.
 """
 
 import ctypes
-import itertools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -28,12 +27,13 @@ from pytensor_mvn_rewrites.lower.numba.jit import (
     call_python,
     kernel_address,
     njit_exact,
+    words,
 )
 from pytensor_mvn_rewrites.lower.numba.lanes import CHUNK, LanesSpec
 
-#: Matrices from which threads are worth starting: with fewer of size 3, one thread needs less than
-#: the 100 microseconds that it takes to hand out the work
-THREADS_MIN_M = 2 * CHUNK
+#: Numbers in all matrices together from which threads are worth starting: it takes about 100
+#: microseconds to hand out the work
+THREADS_MIN_NUMBERS = 300_000
 
 TOTAL = Table.entry("total")
 
@@ -46,24 +46,99 @@ def threads_name(n_threads: int, spec: LanesSpec) -> str:
     return f"threads {n_threads} {spec.name}"
 
 
+def chunks_name(kernel: str) -> str:
+    """Name of the kernel that a thread runs."""
+    return f"chunks {kernel}"
+
+
 def threads_kernel(name: str) -> Callable:
-    """The kernel of a name, to be compiled."""
-    _, n_threads, kernel = name.split(maxsplit=2)
-    return bind(run_or_share, share=share_intrinsic(int(n_threads), kernel), KERNEL=kernel)
+    """The kernel of one of these names, to be compiled."""
+    match name.split(maxsplit=1):
+        case "threads", rest:
+            n_threads, kernel = rest.split(maxsplit=1)
+            return bind(run_or_share, share=share_intrinsic(int(n_threads), kernel), KERNEL=kernel)
+        case _, kernel:
+            return bind(run_chunks, KERNEL=kernel)
 
 
 # what threads_kernel specialises
 share: Callable = njit_exact
 KERNEL = ""
-N_M = Table.N_M
+N_M, N = Table.N_M, Table.N
+FIRST, STRIDES, TABLE_SIZE = Table.FIRST, Table.STRIDES, Table.SIZE
 
 
 def run_or_share(table):
     """Run the kernel, in threads if the batch is large."""
-    if table[N_M] < THREADS_MIN_M:
+    n_m, n = table[N_M], table[N]
+    if n_m < 2 * CHUNK or n_m * n * n < THREADS_MIN_NUMBERS:
         call_kernel_by_table(KERNEL, table)
     else:
         share(table)
+
+
+#: What the threads share: the number of the next chunk, how many are done, how many there are, the
+#: table of the whole batch, and where the sum of each chunk goes
+NEXT, DONE, N_CHUNKS, TABLE, SUMS, WORK_SIZE = range(6)
+
+#: How often a thread that finds no chunk left looks whether the others are done, about 50
+#: microseconds; to be woken up takes as long
+SPINS = 2000
+
+
+def run_chunks(work):
+    """Run the kernel on chunks that no other thread has taken; wait a while for the others.
+
+    All in one function without the interpreter lock: a thread that waits for that lock between
+    two chunks sleeps for longer than a chunk takes.
+    """
+    n_chunks = work[N_CHUNKS]
+    own_table = words()
+    while True:
+        chunk = fetch_add(work, NEXT, 1)
+        # the table is gone when all is done
+        if chunk >= n_chunks:
+            break
+        fill_chunk_table(own_table, table_at(work[TABLE]), chunk)
+        if own_table[TOTAL] != 0:
+            own_table[TOTAL] = work[SUMS] + 8 * chunk
+        call_kernel_by_table(KERNEL, own_table)
+        fetch_add(work, DONE, 1)
+    for _ in range(SPINS):
+        if fetch_add(work, DONE, 0) >= n_chunks:
+            break
+
+
+@njit_exact
+def fill_chunk_table(own_table, table, chunk):
+    """Describe one chunk of the batch."""
+    for k in range(TABLE_SIZE):
+        own_table[k] = table[k]
+    own_table[N_M] = min(CHUNK, table[N_M] - chunk * CHUNK)
+    for entry in range(FIRST, TABLE_SIZE, STRIDES):
+        if table[entry] != 0:
+            own_table[entry] += chunk * CHUNK * table[entry + 2]
+
+
+@intrinsic
+def fetch_add(typingctx, work, position, number):
+    """Add to one of the numbers that threads share; return what it was."""
+
+    def codegen(context, builder, signature, args):
+        work, position, number = args
+        return builder.atomic_rmw("add", builder.gep(work, [position]), number, "seq_cst")
+
+    return types.intp(TABLE_TYPE, types.intp, types.intp), codegen
+
+
+@intrinsic
+def table_at(typingctx, address):
+    """The table at an address."""
+
+    def codegen(context, builder, signature, args):
+        return builder.inttoptr(args[0], context.get_value_type(TABLE_TYPE))
+
+    return TABLE_TYPE(types.intp), codegen
 
 
 def share_intrinsic(n_threads: int, kernel: str) -> Callable:
@@ -111,45 +186,31 @@ def run_in_threads(kernel: str, n_threads: int, table: int) -> None:
     RuntimeError
         If the kernel fails.
     """
-    whole = np.ctypeslib.as_array((ctypes.c_ssize_t * Table.SIZE).from_address(table))
-    tables, sums = chunk_tables(whole)
-    function = _KERNEL_TYPE(kernel_address(kernel))
-    # the first number of an iterator is taken by one thread only
-    chunks = itertools.count()
+    n_chunks = -(-ctypes.c_ssize_t.from_address(table + 8 * N_M).value // CHUNK)
+    sums = np.zeros(n_chunks)
+    work = np.zeros(WORK_SIZE, dtype=np.intp)
+    work[N_CHUNKS], work[TABLE], work[SUMS] = n_chunks, table, sums.ctypes.data
+    function = _KERNEL_TYPE(kernel_address(chunks_name(kernel)))
 
-    def work():
+    def help_out():
         result, error = ctypes.c_void_p(), ctypes.c_void_p()
-        while (chunk := next(chunks)) < len(tables):
-            address = tables.ctypes.data + chunk * tables.strides[0]
-            if function(ctypes.byref(result), ctypes.byref(error), address):
-                raise RuntimeError(f"{kernel!r} failed on chunk {chunk}")
+        if function(ctypes.byref(result), ctypes.byref(error), work.ctypes.data):
+            raise RuntimeError(f"{kernel!r} failed in a thread")
 
-    n_others = min(n_threads, len(tables)) - 1
-    others = [pool(n_threads, os.getpid()).submit(work) for _ in range(n_others)]
+    n_others = min(n_threads, n_chunks) - 1
+    others = [pool(n_threads, os.getpid()).submit(help_out) for _ in range(n_others)]
     try:
-        work()
+        help_out()
     finally:
-        for other in others:
-            other.result()
-    if whole[TOTAL]:
-        total = ctypes.c_double.from_address(int(whole[TOTAL]))
+        # a thread that comes too late finds nothing to do: nobody waits for it
+        if work[DONE] < n_chunks:
+            for other in others:
+                other.result()
+    sum_address = ctypes.c_ssize_t.from_address(table + 8 * TOTAL).value
+    if sum_address:
+        total = ctypes.c_double.from_address(sum_address)
         for number in sums:
             total.value += number
-
-
-def chunk_tables(whole: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The table of each chunk, and the sums that the chunks write, at zero."""
-    n_m = whole[N_M]
-    starts = np.arange(0, n_m, CHUNK)
-    tables = np.tile(whole, (len(starts), 1))
-    tables[:, N_M] = np.minimum(CHUNK, n_m - starts)
-    sums = np.zeros(len(starts))
-    for entry in range(Table.FIRST, Table.SIZE, Table.STRIDES):
-        if whole[entry]:
-            tables[:, entry] += starts * whole[entry + 2]
-    if whole[TOTAL]:
-        tables[:, TOTAL] = sums.ctypes.data + 8 * np.arange(len(starts))
-    return tables, sums
 
 
 @lru_cache(maxsize=1)
