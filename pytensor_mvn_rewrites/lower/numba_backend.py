@@ -402,7 +402,7 @@ def condition_for_all(condition: Variable, posdef: Variable) -> Variable | None:
 
 def matched_type(new: Tensor, old: Variable) -> Variable:
     """Restore the dtype of a sum, and static dimensions that the new variable does not know."""
-    new = new.astype(old.type.dtype)
+    new = pt.cast(new, old.type.dtype)
     if old.type.is_super(new.type):
         return new
     return pt.specify_shape(new, old.type.shape)

@@ -33,7 +33,7 @@ from pytensor_mvn_rewrites.lower.numba.lanes import CHUNK, LanesSpec
 
 #: Numbers in all matrices together from which threads are worth starting: it takes about 100
 #: microseconds to hand out the work
-THREADS_MIN_NUMBERS = 300_000
+THREADS_MIN_NUMBERS = 600_000
 
 TOTAL = Table.entry("total")
 
@@ -53,12 +53,11 @@ def chunks_name(kernel: str) -> str:
 
 def threads_kernel(name: str) -> Callable:
     """The kernel of one of these names, to be compiled."""
-    match name.split(maxsplit=1):
-        case "threads", rest:
-            n_threads, kernel = rest.split(maxsplit=1)
-            return bind(run_or_share, share=share_intrinsic(int(n_threads), kernel), KERNEL=kernel)
-        case _, kernel:
-            return bind(run_chunks, KERNEL=kernel)
+    kind, rest = name.split(maxsplit=1)
+    if kind == "chunks":
+        return bind(run_chunks, KERNEL=rest)
+    n_threads, kernel = rest.split(maxsplit=1)
+    return bind(run_or_share, share=share_intrinsic(int(n_threads), kernel), KERNEL=kernel)
 
 
 # what threads_kernel specialises

@@ -14,12 +14,13 @@ from pytensor_mvn_rewrites.config import n_threads
 from pytensor_mvn_rewrites.lower.numba import threads
 from pytensor_mvn_rewrites.lower.numba.frame import KernelSpec
 from pytensor_mvn_rewrites.lower.numba.lanes import CHUNK
-from pytensor_mvn_rewrites.lower.numba.threads import THREADS_MIN_M
+from pytensor_mvn_rewrites.lower.numba.threads import THREADS_MIN_NUMBERS
 from pytensor_mvn_rewrites.ops import mvnormal_logp
 from tests.lower.test_numba_backend import lowered_nodes, random_inputs
 
 SHAPES = ((None, 2), (None, 2), (None, 2, 2))
-SIZE = 2 * THREADS_MIN_M + 3
+THREADS_MIN_M = THREADS_MIN_NUMBERS // 4
+SIZE = THREADS_MIN_M + 4 * CHUNK + 3
 
 
 @cache
@@ -70,28 +71,42 @@ def test_strided_inputs():
         assert_array_equal(a, d)
 
 
-def test_threads_share_the_work(monkeypatch):
-    """All chunks are done, by more than one thread."""
-    seen = []
-    lock = threading.Barrier(2, timeout=60)
+@pytest.mark.parametrize("late", ["main", "helper", "neither"])
+def test_threads_share_the_work(late, monkeypatch):
+    """Both threads run; whoever comes first does the work, and the result is the same."""
+    ran = set()
+    helper_is_done = threading.Event()
     kernel_type = threads._KERNEL_TYPE
 
     def watched(address):
         run = kernel_type(address)
 
         def call(*arguments):
-            seen.append(threading.get_ident())
-            if len(seen) <= 2:
-                # the first of each thread waits for the other
-                lock.wait()
-            return run(*arguments)
+            is_main = threading.current_thread() is threading.main_thread()
+            if late == "main" and is_main:
+                assert helper_is_done.wait(60)
+            if late == "helper" and not is_main:
+                assert helper_is_done.wait(60)
+            status = run(*arguments)
+            ran.add("main" if is_main else "helper")
+            if not is_main:
+                helper_is_done.set()
+            return status
 
         return call
 
+    arguments = inputs(SIZE)
+    expected = function(1)(*arguments)
+    shared = function(2)
     monkeypatch.setattr(threads, "_KERNEL_TYPE", watched)
-    function(2)(*inputs(SIZE))
-    assert len(seen) == -(-SIZE // CHUNK)
-    assert len(set(seen)) == 2
+    for a, d in zip(shared(*arguments), expected, strict=True):
+        assert_array_equal(a, d)
+    if late == "helper":
+        # nobody has waited for it, and what it finds is over
+        assert ran == {"main"}
+        helper_is_done.set()
+    threads.pool(2, os.getpid()).submit(int).result(60)
+    assert ran == {"main", "helper"}
 
 
 def test_small_batches_stay_in_one_thread(monkeypatch):
