@@ -4,7 +4,7 @@ This module holds the rewrite and the lowered ops, and does not import Numba: th
 ``lower.numba`` load when the rewrite finds something to lower.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,6 +15,7 @@ from pytensor.compile.mode import Mode
 from pytensor.graph.basic import Apply, Constant, Variable
 from pytensor.graph.op import Op
 from pytensor.link.numba.linker import NumbaLinker
+from pytensor.raise_op import CheckAndRaise
 from pytensor.scalar.basic import Cast
 from pytensor.tensor.basic import Alloc
 from pytensor.tensor.elemwise import DimShuffle, Elemwise
@@ -297,9 +298,9 @@ def lowered(fgraph, cls: type[NumbaGaussianOp], forward: Apply | None, pullback:
         old |= zip(cls.gradient_outputs, pullback.outputs, strict=True)
     node = forward or pullback
     assert node is not None, "a group holds at least one node"
-    checks = None
+    rewrap = None
     if forward is not None and (found := find_sum(fgraph, cls, forward)):
-        name, total, checks = found
+        name, total, rewrap = found
         del old["logp"]
         old[name] = total
         if name == "checked_logp_sum" and only_client(fgraph, forward.outputs[1]):
@@ -334,20 +335,20 @@ def lowered(fgraph, cls: type[NumbaGaussianOp], forward: Apply | None, pullback:
         for k in groups.scatters:
             name = cls.gradient_outputs[k]
             old[name], new[name] = groups.gradient(k, new[name])
-    if checks is not None:
-        new["logp_sum"] = pt.switch(checks, new["logp_sum"], -np.inf)
+    if rewrap is not None:
+        new["logp_sum"] = rewrap(new["logp_sum"])
     return [(out, matched_type(new[name], out)) for name, out in old.items()]
 
 
 def find_sum(
     fgraph, cls: type[NumbaGaussianOp], forward: Apply
-) -> tuple[str, Variable, Variable | None] | None:
+) -> tuple[str, Variable, Callable[[Variable], Variable] | None] | None:
     """The sum over the batch that is all that is wanted of the log-densities.
 
-    Returns its name among the `sum_outputs`, the variable, and the condition without which it is
-    minus infinity, if there is one. It is found in three forms: ``sum(logp)``,
-    ``sum(switch(posdef, logp, -inf))`` and ``sum(switch(all(posdef), logp, -inf))``; under float32
-    PyMC casts `logp` to float64 first.
+    Returns its name among the `sum_outputs`, the variable, and what makes it of the output of that
+    name, if anything. It is found in four forms: ``sum(logp)``, ``sum(switch(posdef, logp, -inf))``
+    and, with one condition for all, ``sum(switch(all(posdef), logp, -inf))`` and
+    ``sum(check(logp, condition))``. Under float32 PyMC casts `logp` to float64 first.
     """
     if not cls.sum_outputs:
         return None
@@ -356,7 +357,8 @@ def find_sum(
     if client is not None and is_cast_to_float64(client):
         [logp] = client.outputs
         client = only_client(fgraph, logp)
-    name, condition = "logp_sum", None
+    name = "logp_sum"
+    rewrap: Callable[[Variable], Variable] | None = None
     if client is not None and client.op == pt.switch:
         # no other client, and no broadcasting, which would repeat the terms
         checked, term, otherwise = client.inputs
@@ -369,6 +371,20 @@ def find_sum(
             condition = condition_for_all(checked, posdef)
             if condition is None:
                 return None
+
+            def rewrap(total):
+                return pt.switch(condition, total, -np.inf)
+
+        client = only_client(fgraph, client.outputs[0])
+    elif client is not None and isinstance(client.op, CheckAndRaise):
+        term, *conditions = client.inputs
+        if term is not logp or any(condition.type.ndim for condition in conditions):
+            return None
+        check = client.op
+
+        def rewrap(total):
+            return check(total, *conditions)
+
         client = only_client(fgraph, client.outputs[0])
     if client is None or not isinstance(client.op, Sum):
         return None
@@ -376,7 +392,7 @@ def find_sum(
     sums_all = client.op.axis is None or len(client.op.axis) == logp.type.ndim
     if not sums_all or not logp.type.ndim or total.type.dtype not in ("float32", "float64"):
         return None
-    return name, total, condition
+    return name, total, rewrap
 
 
 def is_cast_to_float64(node: Apply) -> bool:

@@ -7,6 +7,7 @@ import pytensor
 import pytensor.tensor as pt
 import pytest
 from numpy.testing import assert_allclose
+from pymc.logprob.utils import CheckParameterValue, ParameterValueError
 
 from pytensor_mvn_rewrites import disable
 from pytensor_mvn_rewrites.lower.numba.lanes import CHUNK
@@ -100,6 +101,25 @@ def test_values(case):
     inputs[0][1, ..., 0] = np.nan
     expected = assert_agree(pair, inputs)
     assert np.isneginf(expected[0]) if form == "all_checked" else np.isnan(expected[0])
+
+
+@pytest.mark.parametrize("shapes", [BATCH, ROWS], ids=["batch", "rows"])
+def test_check_that_raises(shapes):
+    """As the log-density of a distribution outside of a model has it."""
+    inputs = [pt.tensor(shape=shape) for shape in shapes]
+    logp, posdef = mvnormal_logp(*inputs)
+    total = CheckParameterValue("posdef")(logp, posdef.all()).sum()
+    outputs = [total, *pytensor.grad(total, inputs)]
+    lowered = pytensor.function(inputs, outputs, mode="NUMBA")
+    [node] = lowered_nodes(lowered)
+    assert node.op.outputs[0] == "logp_sum"
+    with disable():
+        reference = pytensor.function(inputs, outputs, mode=REFERENCE)
+    arguments = random_inputs(mvnormal_logp, "cov", sizes_of(shapes, 9))[:3]
+    assert_agree((lowered, reference), arguments)
+    arguments[2][3, ..., 0, 0] = -1.0
+    with pytest.raises(ParameterValueError, match="posdef"):
+        lowered(*arguments)
 
 
 def test_only_bad_matrices():
