@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from pytensor.compile.mode import Mode
 
-from benchmarks import report
+from benchmarks import profile, report
 from benchmarks.contestants import (
     Evaluated,
     LimitDensity,
@@ -176,6 +176,27 @@ def test_times_are_compared_with_reference_and_limit(tmp_path):
         "gradient",
     ]
     assert [row[:2] for row in rows] == [["b", "limit"], ["", "by hand"]]
+
+
+def test_profile():
+    """Every node of the compiled loop is timed on real numbers, and one knows the covariances."""
+    function, arguments = profile.compiled_loop(3, 2)
+    expected = function(*arguments)
+    times = list(profile.node_times(function, arguments, mode=Mode("py", optimizer=None)))
+    assert [own.node for own in times] == function.maker.fgraph.toposort()
+    assert all(own.seconds > 0 for own in times)
+    [one] = [own for own in times if own.factorizes]
+    assert one.node.op.outputs == ("checked_logp_sum", "dmu", "dmatrix")
+    known = {
+        variable: value
+        for own in times
+        for variable, value in zip(own.node.outputs, own.outputs, strict=True)
+    }
+    for variable, value in zip(function.maker.fgraph.outputs, expected, strict=True):
+        np.testing.assert_allclose(known[variable], value, rtol=1e-12)
+    table = profile.table_of(times, 0.0, 1e-6)
+    # with the sum, the whole, and nothing
+    assert table.row_count == len(times) + 3
 
 
 def test_plots(tmp_path):
