@@ -27,6 +27,10 @@ class Formulas(Protocol):
         """Core size."""
 
     @property
+    def has_rows(self) -> bool:
+        """Whether a matrix may have many rows, for which it pays to invert its factor."""
+
+    @property
     def wants_matrix(self) -> bool:
         """Whether the gradient for the matrix is wanted."""
 
@@ -46,34 +50,37 @@ class Factors:
         Of the pivots.
     below : dict
         What stands below the diagonal of the factor, unit or Cholesky.
-    matrix : dict
-        The lower triangle of a precision.
+    others : dict
+        The lower triangle of a precision; of a covariance with many rows, what stands below the
+        diagonal of the inverse of its factor.
     """
 
     reciprocals: list[Vec]
     below: Matrix
-    matrix: Matrix
+    others: Matrix
 
     def vectors(self) -> list[Vec]:
         """All of it, in the order of :meth:`keys`."""
-        return [*self.reciprocals, *self.below.values(), *self.matrix.values()]
+        return [*self.reciprocals, *self.below.values(), *self.others.values()]
 
     @staticmethod
     def keys(spec: Formulas) -> tuple[int, list, list]:
         """Number of reciprocals, and keys of the others' vectors."""
         n = spec.n
         below = [(i, j) for j in range(n) for i in range(j + 1, n)]
-        return n, below, lower_triangle(n) if spec.param == "tau" else []
+        has_inverse = spec.param == "cov" and spec.has_rows
+        others = lower_triangle(n) if spec.param == "tau" else below if has_inverse else []
+        return n, below, others
 
     @classmethod
     def of_vectors(cls, spec: Formulas, vectors: Sequence[Vec]) -> "Factors":
         """Undo :meth:`vectors`."""
-        n, below, matrix = cls.keys(spec)
+        n, below, others = cls.keys(spec)
         rest = iter(vectors[n:])
         return cls(
             list(vectors[:n]),
             {key: next(rest) for key in below},
-            {key: next(rest) for key in matrix},
+            {key: next(rest) for key in others},
         )
 
 
@@ -102,7 +109,9 @@ def factorize(spec: Formulas, s: Matrix) -> tuple[list[Vec], Factors]:
         below = {(i, j): s[i, j] for j in range(n) for i in range(j + 1, n)}
         return pivots, Factors([1.0 / x for x in pivots], below, {})
     pivots, reciprocals, l = ldl(n, s)  # noqa: E741
-    return pivots, Factors(reciprocals, l, s if spec.param == "tau" else {})
+    if spec.param == "tau":
+        return pivots, Factors(reciprocals, l, s)
+    return pivots, Factors(reciprocals, l, unit_inverse(n, l) if spec.has_rows else {})
 
 
 def whiten(spec: Formulas, factors: Factors, d: Sequence[Vec], g_quad: Vec) -> Row:
@@ -113,15 +122,21 @@ def whiten(spec: Formulas, factors: Factors, d: Sequence[Vec], g_quad: Vec) -> R
 
 def whiten_by_cov(spec: Formulas, factors: Factors, d: Sequence[Vec], g_quad: Vec) -> Row:
     """With a = S^-1 d: the gradient of quad is 2 a for d, and -a a' for the covariance."""
-    n, l = spec.n, factors.below  # noqa: E741
+    n, l, inverse = spec.n, factors.below, factors.others  # noqa: E741
     w: list[Vec] = []
     for i in range(n):
-        w.append(dot(d[i], ((l[i, k], w[k]) for k in range(i)), -1))
+        if inverse:
+            w.append(dot(d[i], ((inverse[i, k], d[k]) for k in range(i))))
+        else:
+            w.append(dot(d[i], ((l[i, k], w[k]) for k in range(i)), -1))
     t = [w[i] * factors.reciprocals[i] for i in range(n)]
     quad = dot(t[0] * w[0], zip(t[1:], w[1:], strict=True))
     a = dict(enumerate(t))
     for i in reversed(range(n)):
-        a[i] = dot(t[i], ((l[k, i], a[k]) for k in range(i + 1, n)), -1)
+        if inverse:
+            a[i] = dot(t[i], ((inverse[k, i], t[k]) for k in range(i + 1, n)))
+        else:
+            a[i] = dot(t[i], ((l[k, i], a[k]) for k in range(i + 1, n)), -1)
     solution = [a[i] for i in range(n)]
     u = [2.0 * g_quad * x for x in solution]
     return Row(quad, u, u, solution)
@@ -147,7 +162,7 @@ def whiten_by_tau(spec: Formulas, factors: Factors, d: Sequence[Vec], g_quad: Ve
     n = spec.n
     a = []
     for i in range(n):
-        row = [factors.matrix[max(i, k), min(i, k)] for k in range(n)]
+        row = [factors.others[max(i, k), min(i, k)] for k in range(n)]
         a.append(dot(row[0] * d[0], zip(row[1:], d[1:], strict=True)))
     quad = dot(d[0] * a[0], zip(d[1:], a[1:], strict=True))
     g = 2.0 * g_quad
@@ -190,6 +205,15 @@ def ldl(n: int, s: Matrix) -> tuple[list[Vec], list[Vec], Matrix]:
         for i in range(j + 1, n):
             l[i, j] = lp[i, j] * inverse_p[j]
     return p, inverse_p, l
+
+
+def unit_inverse(n: int, l: Matrix) -> Matrix:  # noqa: E741
+    """The inverse of a unit lower triangle, below the diagonal."""
+    m: Matrix = {}
+    for j in range(n):
+        for i in range(j + 1, n):
+            m[i, j] = dot(-l[i, j], ((l[i, k], m[k, j]) for k in range(j + 1, i)), -1)
+    return m
 
 
 def scaled_inverse(n: int, diagonal: Sequence[Vec], l: Matrix) -> Matrix:  # noqa: E741

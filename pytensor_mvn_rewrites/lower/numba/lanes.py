@@ -14,6 +14,7 @@ pivots, with the exponent apart, and the logarithm is taken once for many matric
 
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
+from typing import ClassVar
 
 import numpy as np
 from llvmlite import ir
@@ -121,6 +122,7 @@ class LanesSpec:
     wants_value: bool
     wants_mu: bool
     wants_matrix: bool
+    has_rows: ClassVar[bool] = False
 
     @property
     def wants_gradient(self) -> bool:

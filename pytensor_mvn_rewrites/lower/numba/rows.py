@@ -16,7 +16,7 @@ accurate, is done again by :mod:`.general` with all of its rows; the others do n
 
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
-from typing import Protocol, override
+from typing import ClassVar, Protocol, override
 
 import numpy as np
 from llvmlite import ir
@@ -116,6 +116,7 @@ class RowsSpec:
     mu: str
     matrix: str
     apart: str = ""
+    has_rows: ClassVar[bool] = True
 
     @property
     def wants_matrix(self) -> bool:
