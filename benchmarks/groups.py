@@ -149,8 +149,22 @@ def lkj_loop(groups: int, rows: int, n: int, ragged: bool = False, seed: int = 0
     return model
 
 
-def gathered_factors(groups: int, rows: int, n: int, seed: int = 0) -> pm.Model:
-    """``chols[idx]``: one MvNormal over all rows, which gathers a factor for each of them."""
+def gathered_factors(
+    groups: int, rows: int, n: int, changing: bool = False, seed: int = 0
+) -> pm.Model:
+    """``chols[idx]``: one MvNormal over all rows, which gathers a factor for each of them.
+
+    Parameters
+    ----------
+    groups : int
+    rows : int
+        Rows of all groups together.
+    n : int
+        Length of a row.
+    changing : bool
+        Whether the index is ``pm.Data``.
+    seed : int
+    """
     rng = np.random.default_rng(seed)
     sizes = ragged_sizes(rng, groups, rows)
     data = np.concatenate(correlated_rows(rng, sizes, n))
@@ -158,6 +172,8 @@ def gathered_factors(groups: int, rows: int, n: int, seed: int = 0) -> pm.Model:
     order = rng.permutation(rows)
     data, idx = data[order], idx[order]
     with pm.Model() as model:
+        if changing:
+            idx = pm.Data("idx", idx)
         mu = pm.Normal("mu", 0, 2, shape=(groups, n))
         chols = pt.stack(
             [
@@ -310,6 +326,12 @@ def scenarios(pick) -> Iterator[Scenario]:
         "chols[idx]: {rows} rows, {groups} groups, n={n}".format(**sizes),
         on_and_off("groups.gathered_factors", **sizes),
         faster_both(30),
+        reference="off",
+    )
+    yield Scenario(
+        "groups:gathered_data",
+        "the same, idx is pm.Data",
+        on_and_off("groups.gathered_factors", changing=True, **sizes),
         reference="off",
     )
 

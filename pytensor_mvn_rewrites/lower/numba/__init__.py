@@ -4,6 +4,7 @@
 `frame`            the function that a node calls: checks, outputs, choice of a kernel
 `lanes`            the kernel for small and medium matrices, one per vector lane
 `rows`             the kernel for small matrices with several rows each
+`groups`           which rows belong to which matrix, when an index says so
 `blas_rows`        the kernel for larger matrices with many rows each
 `threads`          lets several threads share the kernel of `lanes`
 `formulas`         the formulas of small matrices; `lane_loops` those of medium ones
