@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pytensor_mvn_rewrites.lower.numba.groups import count_rows, is_grouped, row_number
+from pytensor_mvn_rewrites.lower.numba.groups import START, count_rows, row_number
 from pytensor_mvn_rewrites.lower.numba.jit import (
     CHOL,
     Table,
@@ -57,6 +57,7 @@ def general_kernel(*, lapack: bool) -> Callable:
 def run_matrices(table):
     """Loop over the matrices, and over the rows of each."""
     n, param, is_logp = table[N], table[PARAM], table[IS_LOGP] != 0
+    is_grouped = table[START] != 0
     wants_matrix = table[DMATRIX] != 0
     wants_gradient = wants_matrix or table[DVALUE] != 0 or table[DMU] != 0
     chol = np.empty((n, n))
@@ -64,8 +65,8 @@ def run_matrices(table):
     grad = np.empty((n, n))
     total = 0.0
     for m in range(table[N_M]):
-        n_rows = count_rows(table, m)
-        if is_grouped(table) and n_rows == 0:
+        n_rows = count_rows(table, m, is_grouped)
+        if is_grouped and n_rows == 0:
             continue
         source = element(table, MATRIX, 0, m)
         for i in range(n):
@@ -76,7 +77,7 @@ def run_matrices(table):
         half_logdet, posdef = check_factor(chol, factorized, param)
         sum_g_half_logdet = 0.0
         for row in range(n_rows):
-            r = row_number(table, m, row)
+            r = row_number(table, m, row, is_grouped)
             load_delta(table, r, m, delta)
             quad = whiten(chol, delta, z, a, param, wants_gradient)
             if is_logp:
@@ -142,7 +143,7 @@ def store_vector(table, output, r, m, factor, a):
     if table[output] == 0:
         return
     is_sum = (table[output + 1] == 0 and table[N_R] > 1) or (
-        table[output + 2] == 0 and table[N_M] > 1 and not is_grouped(table)
+        table[output + 2] == 0 and table[N_M] > 1 and table[START] == 0
     )
     target = element(table, output, r, m)
     for i in range(a.size):
@@ -180,9 +181,10 @@ def has_factor(table):
 @njit_exact
 def fill_with_nan(table):
     """Write the results for a matrix without a factor."""
-    n, n_rows = table[N], count_rows(table, 0)
+    n, is_grouped = table[N], table[START] != 0
+    n_rows = count_rows(table, 0, is_grouped)
     for row in range(n_rows):
-        r = row_number(table, 0, row)
+        r = row_number(table, 0, row, is_grouped)
         for output in (FIRST, SECOND):
             store_if_wanted(table, output, r, 0, np.nan)
         if table[POSDEF] != 0:

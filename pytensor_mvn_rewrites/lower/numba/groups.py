@@ -47,26 +47,12 @@ def group_rows(index, n_m):
 
 
 @njit_exact
-def is_grouped(table):
-    """Whether matrices have rows of their own, rather than all of them equally many."""
-    return table[START] != 0
-
-
-@njit_exact
-def count_rows(table, m):
+def count_rows(table, m, is_grouped):
     """Number of rows of a matrix."""
-    if not is_grouped(table):
+    if not is_grouped:
         return table[N_R]
     start = table[START] + WORD * m
     return load_int(start + WORD) - load_int(start)
-
-
-@njit_exact
-def row_number(table, m, r):
-    """Where the operands have the r-th row of a matrix."""
-    if not is_grouped(table):
-        return r
-    return load_int(table[ORDER] + WORD * (load_int(table[START] + WORD * m) + r))
 
 
 @njit_exact
@@ -76,7 +62,15 @@ def row_numbers(table, m, r):
 
 
 @njit_exact
-def rows_are_run(table, m):
+def row_number(table, m, r, is_grouped):
+    """Where the operands have the r-th row of a matrix."""
+    return load_int(row_numbers(table, m, r)) if is_grouped else r
+
+
+@njit_exact
+def rows_are_run(table, m, is_grouped):
     """Whether the rows of a matrix follow each other; their numbers ascend."""
-    count = count_rows(table, m)
-    return count < 2 or row_number(table, m, count - 1) - row_number(table, m, 0) == count - 1
+    count = count_rows(table, m, is_grouped)
+    if not is_grouped or count < 2:
+        return True
+    return row_number(table, m, count - 1, True) - row_number(table, m, 0, True) == count - 1

@@ -33,7 +33,6 @@ from pytensor_mvn_rewrites.lower.numba.formulas import (
 from pytensor_mvn_rewrites.lower.numba.general import HALF_LOG_2PI, do_again, element
 from pytensor_mvn_rewrites.lower.numba.groups import (
     count_rows,
-    is_grouped,
     row_number,
     row_numbers,
     rows_are_run,
@@ -151,6 +150,7 @@ def rows_kernel(spec: RowsSpec) -> Callable:
         run_matrices,
         begin=begin_intrinsic(spec),
         rows=rows_intrinsic(spec),
+        IS_GROUPED=bool(spec.apart),
         rows_apart=rows_apart_intrinsic(spec) if spec.apart else no_rows,
         finish=finish_intrinsic(spec),
         CORE_SIZE=spec.n,
@@ -170,6 +170,7 @@ rows_apart: Callable = njit_exact
 finish: Callable = njit_exact
 CORE_SIZE = PARAM_CODE = IS_LOGP_CODE = STATE_SIZE = 0
 HALF_LOGDET_SCALE = 0.0
+IS_GROUPED = False
 
 
 @njit_exact
@@ -193,7 +194,7 @@ def lanes_are_rows(n_m, n_r):
 def run_matrices(table):
     """Loop over matrices, one or eight at a time, and over their rows."""
     n_m = table[N_M]
-    by_row = lanes_are_rows(n_m, mean_rows(table))
+    by_row = lanes_are_rows(n_m, mean_rows(table, IS_GROUPED))
     state_array = np.empty(STATE_SIZE + WIDTH)
     buffer_array = np.empty(WIDTH * (4 * CORE_SIZE + 5))
     state = aligned(data_address(state_array))
@@ -205,16 +206,16 @@ def run_matrices(table):
         table, CORE_SIZE, by_row, aligned(data_address(buffer_array)), home, at, step
     )
     base, stride = words(), words()
-    can_be_apart = is_grouped(table) and by_row and cores_are_dense(table)
+    can_be_apart = IS_GROUPED and by_row and cores_are_dense(table)
     redo_table = words()
     for m in range(0, n_m, 1 if by_row else WIDTH):
         n_matrices = 1 if by_row else min(WIDTH, n_m - m)
-        n_r = most_rows(table, m, n_matrices)
-        if n_r == 0 and is_grouped(table):
+        n_r = most_rows(table, m, n_matrices, IS_GROUPED)
+        if n_r == 0 and IS_GROUPED:
             continue
         pack_matrices(table, CORE_SIZE, state, m, n_matrices)
         fine = begin(state)
-        is_run = by_row and rows_are_run(table, m)
+        is_run = by_row and rows_are_run(table, m, IS_GROUPED)
         r = 0
         while r < n_r:
             # everything that is in place goes in one run
@@ -224,7 +225,7 @@ def run_matrices(table):
                 n_blocks = (n_r - r) // WIDTH
                 count = n_blocks * WIDTH
             n_lanes = min(count, WIDTH) if by_row else n_matrices
-            pack_rows(table, CORE_SIZE, by_row, is_run, home, at, step, m, r, n_lanes)
+            pack_rows(table, CORE_SIZE, IS_GROUPED, by_row, is_run, home, at, step, m, r, n_lanes)
             if can_be_apart and not is_run and count == WIDTH:
                 n_blocks = (n_r - r) // WIDTH
                 count = n_blocks * WIDTH
@@ -232,14 +233,16 @@ def run_matrices(table):
                 fine &= rows_apart(base, stride, row_numbers(table, m, r), n_blocks, state)
             else:
                 fine &= rows(at, step, n_blocks, state)
-                unpack_rows(table, CORE_SIZE, by_row, home, at, m, r, n_lanes)
+                unpack_rows(table, CORE_SIZE, IS_GROUPED, by_row, home, at, m, r, n_lanes)
             r += count
         finish(state)
         for lane in range(n_matrices):
-            if is_grouped(table) and count_rows(table, m + lane) == 0:
+            if IS_GROUPED and count_rows(table, m + lane, IS_GROUPED) == 0:
                 continue
             if fine == ALL or (not by_row and (fine >> lane) & 1 != 0):
-                unpack_matrix(table, CORE_SIZE, HALF_LOGDET_SCALE, state, m + lane, lane, by_row)
+                unpack_matrix(
+                    table, CORE_SIZE, IS_GROUPED, HALF_LOGDET_SCALE, state, m + lane, lane, by_row
+                )
             else:
                 redo_matrix(
                     redo_table, table, CORE_SIZE, PARAM_CODE, IS_LOGP_CODE, home[0], m + lane
@@ -249,19 +252,19 @@ def run_matrices(table):
 
 
 @njit_exact
-def mean_rows(table):
+def mean_rows(table, is_grouped):
     """Number of rows of a matrix, the mean where it differs."""
-    if not is_grouped(table) or table[N_M] == 0:
+    if not is_grouped or table[N_M] == 0:
         return table[N_R]
     return (table[N_R] + table[N_M] - 1) // table[N_M]
 
 
 @njit_exact
-def most_rows(table, m, n_matrices):
+def most_rows(table, m, n_matrices, is_grouped):
     """The largest number of rows of some matrices."""
-    most = count_rows(table, m)
+    most = count_rows(table, m, is_grouped)
     for lane in range(1, n_matrices):
-        most = max(most, count_rows(table, m + lane))
+        most = max(most, count_rows(table, m + lane, is_grouped))
     return most
 
 
@@ -307,18 +310,18 @@ def find_rows(table, m, home, base, stride):
 
 
 @njit_exact
-def pack_rows(table, n, by_row, is_run, home, at, step, m, r, n_lanes):
+def pack_rows(table, n, is_grouped, by_row, is_run, home, at, step, m, r, n_lanes):
     """Copy rows to their buffers, and direct outputs there, unless they are used in place.
 
     Rows that do not exist are zero, and add nothing; lanes without a matrix repeat the last one.
     """
-    is_full = n_lanes == WIDTH if by_row else not is_grouped(table)
+    is_full = n_lanes == WIDTH if by_row else not is_grouped
     for k in range(N_PLACES):
         entry = ENTRIES[k]
         if table[entry] == 0:
             continue
         if step[k] != 0 and is_full and is_run:
-            at[k] = element(table, entry, row_number(table, m, r), m)
+            at[k] = element(table, entry, row_number(table, m, r, is_grouped), m)
             continue
         at[k] = home[k]
         if k >= FIRST_OUTPUT or (table[entry + 1] == 0 and r > 0 and is_full):
@@ -328,8 +331,8 @@ def pack_rows(table, n, by_row, is_run, home, at, step, m, r, n_lanes):
             own_m = m if by_row else m + min(lane, n_lanes - 1)
             own_r = r + lane if by_row else r
             target = home[k] + lane * LANE * size
-            if own_r < count_rows(table, own_m):
-                source = element(table, entry, row_number(table, own_m, own_r), own_m)
+            if own_r < count_rows(table, own_m, is_grouped):
+                source = element(table, entry, row_number(table, own_m, own_r, is_grouped), own_m)
                 for i in range(size):
                     store(target + LANE * i, load(source + i * table[entry + 4]))
             else:
@@ -338,7 +341,7 @@ def pack_rows(table, n, by_row, is_run, home, at, step, m, r, n_lanes):
 
 
 @njit_exact
-def unpack_rows(table, n, by_row, home, at, m, r, n_lanes):
+def unpack_rows(table, n, is_grouped, by_row, home, at, m, r, n_lanes):
     """Copy outputs from their buffers; what rows share comes in :func:`unpack_matrix`."""
     for k in range(FIRST_OUTPUT, N_PLACES):
         entry = ENTRIES[k]
@@ -348,8 +351,8 @@ def unpack_rows(table, n, by_row, home, at, m, r, n_lanes):
         for lane in range(n_lanes):
             own_m = m if by_row else m + lane
             own_r = r + lane if by_row else r
-            if own_r < count_rows(table, own_m):
-                target = element(table, entry, row_number(table, own_m, own_r), own_m)
+            if own_r < count_rows(table, own_m, is_grouped):
+                target = element(table, entry, row_number(table, own_m, own_r, is_grouped), own_m)
                 for i in range(size):
                     number = load(home[k] + LANE * (lane * size + i))
                     store(target + i * table[entry + 4], number)
@@ -380,12 +383,12 @@ def lane_or_sum(address, lane, by_row):
 
 
 @njit_exact
-def unpack_matrix(table, n, half_logdet_scale, state, m, lane, by_row):
+def unpack_matrix(table, n, is_grouped, half_logdet_scale, state, m, lane, by_row):
     """Write all that the rows of a matrix share: sum, gradients, flags."""
     triangle = VECTOR * (n * (n + 1) // 2)
     vector_sum = state + 2 * triangle
     quad_sum = vector_sum + VECTOR * (n + 1)
-    n_r = count_rows(table, m)
+    n_r = count_rows(table, m, is_grouped)
     if table[TOTAL] != 0:
         quad = lane_or_sum(quad_sum, lane, by_row)
         half_logdet = half_logdet_scale * load(quad_sum + VECTOR + LANE * lane)
@@ -410,7 +413,7 @@ def unpack_matrix(table, n, half_logdet_scale, state, m, lane, by_row):
                     source += VECTOR
                 store(target + j * table[DMATRIX + 4], number)
     # of rows in groups, all flags are set before
-    if table[POSDEF] != 0 and not is_grouped(table):
+    if table[POSDEF] != 0 and not is_grouped:
         flags = table[POSDEF] + m * table[POSDEF + 2]
         dense = n_r - n_r % WIDTH if table[POSDEF + 1] == 1 else 0
         for r in range(0, dense, WIDTH):
