@@ -16,9 +16,10 @@ from pytensor.graph.traversal import ancestors
 from scipy.stats import multivariate_normal
 
 import pytensor_mvn_rewrites as mvn
-from pytensor_mvn_rewrites.lower.numba_backend import NumbaGaussianOp
 from pytensor_mvn_rewrites.ops.gaussian import GaussianOp
 from tests.harness import PIPELINE_MODE
+from tests.lower.test__groups import lowered_in_python
+from tests.lower.test_numba_backend import lowered_nodes
 from tests.test_generated_models import logp_and_gradient
 from tests.test_models import on_and_off
 
@@ -415,7 +416,7 @@ def test_no_row_has_a_matrix_of_its_own():
     on = model.logp_dlogp_function(ravel_inputs=True, mode="NUMBA")._pytensor_function
     with mvn.disable():
         off = model.logp_dlogp_function(ravel_inputs=True, mode=PIPELINE_MODE)._pytensor_function
-    [node] = [n for n in on.maker.fgraph.apply_nodes if isinstance(n.op, NumbaGaussianOp)]
+    [node] = lowered_nodes(on)
     assert node.op.layout.is_grouped
     for each in on.maker.fgraph.apply_nodes:
         assert all(out.type.ndim < 3 or out.type.shape[0] == K for out in each.outputs)
@@ -432,6 +433,21 @@ def test_no_row_has_a_matrix_of_its_own():
     for function in (on, off):
         with pytest.raises(IndexError):
             function(point)
+
+
+def test_ragged_loop_has_one_matrix_per_group():
+    """Where nothing can be compressed, the joined rows of a loop take an index as well."""
+    with pm.Model() as model:
+        slope = pm.Normal("slope", shape=(K, N))
+        for g, values in enumerate(RAGGED):
+            mean = pt.tanh(slope[g] * np.arange(len(values))[:, None])
+            chol = pt.tril(0.1 * pm.Normal(f"factor_{g}", shape=(N, N))) + np.eye(N)
+            pm.MvNormal(f"obs_{g}", mean, chol=chol, observed=values)
+    logp = rewrite_pregrad(model.logp())
+    graph = [logp, *pytensor.grad(logp, model.value_vars)]
+    [node] = lowered_nodes(lowered_in_python(model.value_vars, graph))
+    assert node.op.layout.is_grouped
+    assert_same_logp_and_gradient(model)
 
 
 def test_log_likelihood_of_each_row():

@@ -31,7 +31,8 @@ def join_ragged_rows(fgraph):
               = \sum_{r=1}^R \log N(X_r \mid M_r, \Sigma_{g(r)})
 
     Cost: G densities become one, and the stacks of means and matrices can be re-rolled in turn;
-    each matrix is factored once, see ``structure/gathered_matrix.py``.
+    each matrix is factored once, see ``structure/gathered_matrix.py``, and Numba's kernels take
+    the index instead of a matrix for each row, see ``lower/_groups.py``.
     Declines when all groups have equally many rows: they make a batch, which is cheaper; this rule
     runs before the others of its stage, which would take the groups that are.
     """
