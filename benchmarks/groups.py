@@ -112,11 +112,14 @@ def one_factor(rows: int, n: int = 2, seed: int = 0) -> pm.Model:
     [data] = correlated_rows(np.random.default_rng(seed), [rows], n)
     with pm.Model() as model:
         mu = pm.Normal("mu", 0, 2, shape=n)
-        chol, _, _ = pm.LKJCholeskyCov(
-            "chol", n=n, eta=2, sd_dist=pm.Exponential.dist(1, shape=n), store_in_trace=False
-        )
-        pm.MvNormal("obs", mu, chol=chol, observed=data)
+        pm.MvNormal("obs", mu, chol=lkj_factor("chol", n), observed=data)
     return model
+
+
+def lkj_factor(name: str, n: int):
+    """A Cholesky factor with a weak prior."""
+    sd_dist = pm.Exponential.dist(1, shape=n)
+    return pm.LKJCholeskyCov(name, n=n, eta=2, sd_dist=sd_dist, store_in_trace=False)[0]
 
 
 def lkj_loop(groups: int, rows: int, n: int, ragged: bool = False, seed: int = 0) -> pm.Model:
@@ -138,14 +141,7 @@ def lkj_loop(groups: int, rows: int, n: int, ragged: bool = False, seed: int = 0
     with pm.Model() as model:
         mu = pm.Normal("mu", 0, 2, shape=(groups, n))
         for i, data in enumerate(correlated_rows(rng, sizes, n)):
-            chol, _, _ = pm.LKJCholeskyCov(
-                f"chol_{i}",
-                n=n,
-                eta=2,
-                sd_dist=pm.Exponential.dist(1, shape=n),
-                store_in_trace=False,
-            )
-            pm.MvNormal(f"obs_{i}", mu=mu[i], chol=chol, observed=data)
+            pm.MvNormal(f"obs_{i}", mu=mu[i], chol=lkj_factor(f"chol_{i}", n), observed=data)
     return model
 
 
@@ -175,18 +171,7 @@ def gathered_factors(
         if changing:
             idx = pm.Data("idx", idx)
         mu = pm.Normal("mu", 0, 2, shape=(groups, n))
-        chols = pt.stack(
-            [
-                pm.LKJCholeskyCov(
-                    f"chol_{i}",
-                    n=n,
-                    eta=2,
-                    sd_dist=pm.Exponential.dist(1, shape=n),
-                    store_in_trace=False,
-                )[0]
-                for i in range(groups)
-            ]
-        )
+        chols = pt.stack([lkj_factor(f"chol_{i}", n) for i in range(groups)])
         pm.MvNormal("obs", mu=mu[idx], chol=chols[idx], observed=data)
     return model
 
