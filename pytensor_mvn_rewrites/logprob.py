@@ -7,7 +7,6 @@ log-density is ``Check(MvNormalLogp(value, mu, matrix))`` instead of PyMC's 17 n
 """
 
 import math
-from collections.abc import Iterator
 from copy import copy
 from functools import cache
 
@@ -19,23 +18,15 @@ from pymc.distributions.multivariate import (
     _lkj_normalizing_constant,
     _LKJCholeskyCovRV,
 )
-from pymc.logprob.abstract import ValuedRV, _logprob
+from pymc.logprob.abstract import _logprob
 from pymc.logprob.basic import logp as logp_of
 from pymc.logprob.utils import CheckParameterValue
-from pytensor.assumptions import AssumptionKey, FactState, SpecifyAssumptions
-from pytensor.compile.sharedvalue import SharedVariable
-from pytensor.graph.basic import Apply, Constant, Variable
-from pytensor.graph.fg import Output
+from pytensor.graph.basic import Apply, Constant
 from pytensor.graph.rewriting.basic import node_rewriter
-from pytensor.scalar.basic import Cast
-from pytensor.tensor.basic import MakeVector, ScalarFromTensor, TensorFromScalar
-from pytensor.tensor.elemwise import DimShuffle, Elemwise
 from pytensor.tensor.random.basic import MvNormalRV
-from pytensor.tensor.random.op import RandomVariable
 
-from pytensor_mvn_rewrites.matching import NARROW, NARROW_RATIO, is_declared
 from pytensor_mvn_rewrites.ops import mvnormal_logp, noisy_kronecker_quad_logdet, packed_cholesky
-from pytensor_mvn_rewrites.pipeline import IR_END, IR_START, logprob, logprob_graph
+from pytensor_mvn_rewrites.pipeline import logprob
 
 
 class FusedMvNormalRV(MvNormalRV):
@@ -166,77 +157,6 @@ def fused_lkj_cholesky_cov_logp(op, values, rng, n, eta, sd_dist, **kwargs):
     log_jacobian = (log_corr_diag - row * pt.log(sd)).sum()
     logp_sd = logp_of(sd_dist, sd).sum()
     return _lkj_normalizing_constant(eta, n) + logp_lkj + logp_sd + log_jacobian
-
-
-FUSED = (FusedMvNormalRV, FusedPrecisionMvNormalRV)
-
-
-@logprob_graph(IR_START)
-def note_declarations(fgraph):
-    """Note which kinds of facts a model declares: PyTensor drops the markers."""
-    markers = (node for node in fgraph.apply_nodes if isinstance(node.op, SpecifyAssumptions))
-    fgraph.mvn_declared = {key for node in markers for key, _ in node.op.assumptions}
-
-
-@logprob_graph(IR_END)
-def keep_declarations(fgraph):
-    """What a model declares with ``assume`` holds in its log-density, and so do its `dims`.
-
-    PyTensor drops the markers from the graph of random variables, and remembers the facts with that
-    graph alone. The lengths of `dims` may change, so no type knows them.
-    """
-    facts = declared_facts(fgraph)
-    for var in narrow_parameters(fgraph):
-        facts.setdefault(var, {})[NARROW] = FactState.TRUE
-    for var, declared in facts.items():
-        marker = SpecifyAssumptions(declared)(var)
-        for client, i in list(fgraph.clients[var]):
-            # PyMC looks for its own variables there, without a marker
-            if not isinstance(client.op, Output | ValuedRV):
-                fgraph.change_node_input(client, i, marker, reason="keep_declarations")
-
-
-def declared_facts(fgraph) -> dict[Variable, dict[AssumptionKey, FactState]]:
-    """What the user declared of the variables of a graph."""
-    facts: dict[Variable, dict[AssumptionKey, FactState]] = {}
-    if not getattr(fgraph, "mvn_declared", ()) or not hasattr(fgraph, "assumption_feature"):
-        return facts
-    for (var, key), state in list(fgraph.assumption_feature.cache.items()):
-        if state is not FactState.TRUE or key not in fgraph.mvn_declared:
-            continue
-        if var in fgraph.variables and is_declared(fgraph, var, key):
-            facts.setdefault(var, {})[key] = state
-    return facts
-
-
-def narrow_parameters(fgraph) -> Iterator[Variable]:
-    """Matrices of parameters that have few columns with the present lengths of the `dims`."""
-    if not any(isinstance(node.op, FUSED) for node in fgraph.apply_nodes):
-        return
-    for node in list(fgraph.apply_nodes):
-        match node.op, node.inputs[0].owner_op_and_inputs if node.inputs else ():
-            case ValuedRV(), (RandomVariable(ndim_supp=0) as op, *_) if None in node.out.type.shape:
-                pass
-            case _:
-                continue
-        size = op.size_param(node.inputs[0].owner)
-        match size.owner_op_and_inputs:
-            case (MakeVector(), *_, rows, columns):
-                n, k = present_value(rows), present_value(columns)
-                if n is not None and k is not None and n >= NARROW_RATIO * k:
-                    yield node.out
-
-
-def present_value(length: Variable) -> int | None:
-    """The length of a dimension of a model, seen through conversions."""
-    match length.owner_op_and_inputs:
-        case (ScalarFromTensor() | TensorFromScalar() | DimShuffle(), inner):
-            return present_value(inner)
-        case (Elemwise(scalar_op=Cast()), inner):
-            return present_value(inner)
-    if isinstance(length, SharedVariable):
-        return int(length.get_value(borrow=True))
-    return int(length.data) if isinstance(length, Constant) else None
 
 
 def check_posdef(logp, posdef, msg: str):

@@ -264,4 +264,5 @@ def activate() -> None:
             # the packages of the backends import numba or jax: they load when first needed
             if not module.ispkg:
                 import_module(module.name)
-    import_module("pytensor_mvn_rewrites.logprob")
+    for module_name in ("logprob", "declarations"):
+        import_module(f"pytensor_mvn_rewrites.{module_name}")
