@@ -49,6 +49,8 @@ def join_slices(fgraph):
     compiles as a function of N arguments, become one node.
     Declines for slices that are not constant and shapes that are not known.
     """
+    if not any(isinstance(node.op, Join | MakeVector) for node in fgraph.apply_nodes):
+        return
     for node in fgraph.toposort():
         match node.op:
             case Join(axis=0):

@@ -7,7 +7,7 @@ from pytensor.graph.fg import FunctionGraph
 
 from pytensor_mvn_rewrites.ops import PackedCholesky, PackedCholeskyPullback, packed_cholesky
 from pytensor_mvn_rewrites.ops.gaussian import FusedOp
-from pytensor_mvn_rewrites.reroll.duplicates import merge_duplicates
+from pytensor_mvn_rewrites.reroll.twins import merge_twins
 from tests.harness import PIPELINE_MODE
 
 
@@ -25,13 +25,13 @@ def fused(fgraph):
 def test_equal_nodes_become_one():
     fgraph = two_of(matching=True)
     assert len(fused(fgraph)) == 2
-    merge_duplicates(fgraph)
+    merge_twins(fgraph)
     assert len(fused(fgraph)) == 1
 
 
 def test_different_nodes_stay():
     fgraph = two_of(matching=False)
-    merge_duplicates(fgraph)
+    merge_twins(fgraph)
     assert len(fused(fgraph)) == 2
 
 
@@ -39,7 +39,7 @@ def test_other_graphs_are_left_alone():
     """Without a fused op, merging is PyTensor's business."""
     u = pt.vector("u")
     fgraph = FunctionGraph([u], [pt.exp(u), pt.exp(u)], clone=False)
-    merge_duplicates(fgraph)
+    merge_twins(fgraph)
     assert len(fgraph.apply_nodes) == 2
 
 
