@@ -10,7 +10,6 @@ import math
 from copy import copy
 from functools import cache
 
-import numpy as np
 import pytensor.tensor as pt
 from pymc.distributions.multivariate import (
     KroneckerNormalRV,
@@ -148,9 +147,9 @@ def fused_lkj_cholesky_cov_logp(op, values, rng, n, eta, sd_dist, **kwargs):
     [value] = values
     if value.ndim > 1:
         raise ValueError("_LKJCholeskyCov logp is only implemented for vector values (ndim=1)")
-    n = int(n.data)
-    _, sd, corr_diag, _ = packed_cholesky(value, n)
-    row = np.arange(n)
+    # n and eta with the dtypes that PyMC gives them: small integers would wrap around
+    row = pt.arange(n)
+    _, sd, corr_diag, _ = packed_cholesky(value, int(n.data))
     log_corr_diag = pt.log(corr_diag)
     logp_lkj = ((2 * eta - 3 + n - row) * log_corr_diag).sum()
     # from the entries of the packed factor to correlations and standard deviations

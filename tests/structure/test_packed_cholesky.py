@@ -98,7 +98,7 @@ def fused_in(graph):
 
 
 @pytest.mark.parametrize("transform", [True, False], ids=["transformed", "not transformed"])
-@pytest.mark.parametrize("eta", [1, 2.5, "random"])
+@pytest.mark.parametrize("eta", [1, 2.5, 60, "random"])
 def test_model(rng, transform, eta):
     """The prior of PyMC in a model, with and without its transform: values and gradients."""
     with pm.Model() as model:

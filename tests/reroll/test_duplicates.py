@@ -7,7 +7,7 @@ from pytensor.graph.fg import FunctionGraph
 
 from pytensor_mvn_rewrites.ops import PackedCholesky, PackedCholeskyPullback, packed_cholesky
 from pytensor_mvn_rewrites.ops.gaussian import FusedOp
-from pytensor_mvn_rewrites.reroll.twins import merge_twins
+from pytensor_mvn_rewrites.reroll.duplicates import MAX_ALIKE, merge_duplicates
 from tests.harness import PIPELINE_MODE
 
 
@@ -25,21 +25,29 @@ def fused(fgraph):
 def test_equal_nodes_become_one():
     fgraph = two_of(matching=True)
     assert len(fused(fgraph)) == 2
-    merge_twins(fgraph)
+    merge_duplicates(fgraph)
     assert len(fused(fgraph)) == 1
 
 
 def test_different_nodes_stay():
     fgraph = two_of(matching=False)
-    merge_twins(fgraph)
+    merge_duplicates(fgraph)
     assert len(fused(fgraph)) == 2
+
+
+def test_a_loop_is_re_rolled_first():
+    u = pt.vector("u", shape=(3,))
+    outputs = [packed_cholesky(pt.exp(u), 2)[0] for _ in range(MAX_ALIKE + 1)]
+    fgraph = FunctionGraph([u], outputs, clone=False)
+    merge_duplicates(fgraph)
+    assert len(fused(fgraph)) == MAX_ALIKE + 1
 
 
 def test_other_graphs_are_left_alone():
     """Without a fused op, merging is PyTensor's business."""
     u = pt.vector("u")
     fgraph = FunctionGraph([u], [pt.exp(u), pt.exp(u)], clone=False)
-    merge_twins(fgraph)
+    merge_duplicates(fgraph)
     assert len(fgraph.apply_nodes) == 2
 
 

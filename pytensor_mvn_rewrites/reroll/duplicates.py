@@ -9,15 +9,19 @@ from pytensor_mvn_rewrites.pipeline import reroll
 from pytensor_mvn_rewrites.reroll._packs import holds_random_variables
 
 
+#: With more ops that are alike, a loop is about to be re-rolled: merging all that its terms compute
+#: would take longer than what it saves, and comes in the next pass.
+MAX_ALIKE = 100
+
+
 @reroll
-def merge_twins(fgraph):
+def merge_duplicates(fgraph):
     """f(a), f(a) -> one f(a), for graphs that hold a fused op twice.
 
     Two packs that are re-rolled in different passes stack the same variables anew. PyTensor merges
     equal nodes when it compiles, but the pullbacks of two of them stay two. Cost: one pass over the
-    graph, after the other rules of this stage, by the name of its file: what they have re-rolled is
-    small. Does nothing in graphs without two fused ops that are alike.
+    graph. Declines in graphs without two fused ops that are alike, or with very many.
     """
     ops = Counter(node.op for node in fgraph.apply_nodes if isinstance(node.op, FusedOp))
-    if max(ops.values(), default=0) > 1 and not holds_random_variables(fgraph):
+    if 1 < max(ops.values(), default=0) <= MAX_ALIKE and not holds_random_variables(fgraph):
         MergeOptimizer().rewrite(fgraph)
