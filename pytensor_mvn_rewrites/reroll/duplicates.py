@@ -8,7 +8,6 @@ from pytensor_mvn_rewrites.ops.gaussian import FusedOp
 from pytensor_mvn_rewrites.pipeline import reroll
 from pytensor_mvn_rewrites.reroll._packs import holds_random_variables
 
-
 #: With more ops that are alike, a loop is about to be re-rolled: merging all that its terms compute
 #: would take longer than what it saves, and comes in the next pass.
 MAX_ALIKE = 100
