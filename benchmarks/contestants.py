@@ -393,7 +393,10 @@ class NumPyroModel(Evaluated):
             "dimensions": int(self.start.size),
         }
 
-    call = PyMCModel.call
+    def call(self):
+        """Log-density and gradient at the start."""
+        return self.function(self.start)
+
     values = PyMCModel.values
 
 

@@ -22,7 +22,6 @@ from tests.harness import (
 from tests.structure.contract import assert_model_agrees
 
 #: PyMC's matrix normal calls a function that PyTensor has moved
-pytestmark = pytest.mark.filterwarnings("ignore:pytensor.tensor.linalg.trace:FutureWarning")
 
 solve_triangular, cholesky = pt.linalg.solve_triangular, pt.linalg.cholesky
 
