@@ -21,8 +21,6 @@ from tests.harness import (
 )
 from tests.structure.contract import assert_model_agrees
 
-#: PyMC's matrix normal calls a function that PyTensor has moved
-
 solve_triangular, cholesky = pt.linalg.solve_triangular, pt.linalg.cholesky
 
 S, R = pt.matrix("S", shape=(3, 3)), pt.matrix("R", shape=(4, 3))
