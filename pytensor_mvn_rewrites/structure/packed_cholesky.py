@@ -76,23 +76,26 @@ def packed_cholesky_is_unpacked(fgraph, node):
 
 
 @structure
-@node_rewriter([Subtensor, AdvancedSubtensor])
+@node_rewriter([PackedCholesky])
 def packed_diagonal_is_known(fgraph, node):
-    """u[diagonal] -> the output `diag` of PackedCholesky{log_diagonal}(u), where there is one.
+    """u[diagonal], beside PackedCholesky{log_diagonal}(u) -> its output `diag`.
 
     So the Jacobian of PyMC's transform reads it. Cost: one cotangent more of a pullback that is
     there, instead of two nodes. Declines for other indices.
     """
-    packed = node.inputs[0]
-    for client, _ in fgraph.clients.get(packed, ()):
-        match client.op:
-            case PackedCholesky(log_diagonal=True, n=n) if takes(node, n):
-                diag = client.outputs[3]
-                if diag.type.broadcastable != node.outputs[0].type.broadcastable:
-                    return None
-                copy_stack_trace(node.outputs, diag)
-                return [diag]
-    return None
+    [packed], diag = node.inputs, node.outputs[3]
+    if not node.op.log_diagonal:
+        return None
+    read = [
+        client.outputs[0]
+        for client, position in fgraph.clients[packed]
+        if isinstance(client.op, Subtensor | AdvancedSubtensor)
+        and position == 0
+        and takes(client, node.op.n)
+        and client.outputs[0].type.broadcastable == diag.type.broadcastable
+    ]
+    copy_stack_trace(read, diag)
+    return dict.fromkeys(read, diag) or None
 
 
 def log_diagonal_of(packed: Tensor, n: int) -> Tensor | None:
