@@ -8,6 +8,8 @@ from pytensor.tensor.rewriting.basic import constant_folding
 from pytensor_mvn_rewrites.ops import (
     ExpmQuadLogdet,
     ExpmQuadLogdetPullback,
+    LowRankQuadLogdet,
+    LowRankQuadLogdetPullback,
     NoisyKroneckerQuadLogdet,
     NoisyKroneckerQuadLogdetPullback,
 )
@@ -19,15 +21,17 @@ INLINED_OPS: tuple[type[GaussianOp], ...] = (
     NoisyKroneckerQuadLogdetPullback,
     ExpmQuadLogdet,
     ExpmQuadLogdetPullback,
+    LowRankQuadLogdet,
+    LowRankQuadLogdetPullback,
 )
 
 
 @lower("fast_run")
-def inline_eigendecompositions(fgraph):
-    """NoisyKroneckerQuadLogdet, ExpmQuadLogdet and their pullbacks -> their formulas.
+def inline_decompositions(fgraph):
+    """NoisyKroneckerQuadLogdet, ExpmQuadLogdet, LowRankQuadLogdet, pullbacks -> their formulas.
 
-    Cost: an op and its pullback decompose the same matrices; merged, they do it once, and those of
-    constants never. Not for JAX: XLA finds what the two share.
+    Cost: an op and its pullback decompose the same matrices, by eigenvalues or by QR; merged, they
+    do it once, and those of constants never. Not for JAX: XLA finds what the two share.
     """
     if isinstance(get_active_mode(fgraph).linker, JAXLinker):
         return
@@ -36,6 +40,6 @@ def inline_eigendecompositions(fgraph):
         return
     for node in nodes:
         replacements = zip(node.outputs, inline_ofg_node(node), strict=True)
-        fgraph.replace_all(list(replacements), reason="mvn_inline_eigendecompositions")
+        fgraph.replace_all(list(replacements), reason="mvn_inline_decompositions")
     dfs_rewriter(constant_folding).rewrite(fgraph)
     MergeOptimizer().rewrite(fgraph)
