@@ -10,6 +10,7 @@ import math
 from copy import copy
 from functools import cache
 
+import pymc
 import pytensor.tensor as pt
 from pymc.distributions.multivariate import (
     KroneckerNormalRV,
@@ -85,6 +86,10 @@ def fuse_kronecker_normal_rv(fgraph, node):
     return Apply(op, node.inputs, [out.type() for out in node.outputs]).outputs
 
 
+#: PyMC 6.3 knows the normalizing constant of a constant `eta` only, and wants it as a number
+ETA_MAY_VARY = tuple(map(int, pymc.__version__.split(".")[:2])) >= (6, 4)
+
+
 class FusedLKJCholeskyCovRV(_LKJCholeskyCovRV):
     """A ``pm.LKJCholeskyCov`` of the log-density :func:`fused_lkj_cholesky_cov_logp`."""
 
@@ -94,10 +99,12 @@ class FusedLKJCholeskyCovRV(_LKJCholeskyCovRV):
 def fuse_lkj_cholesky_cov_rv(fgraph, node):
     """_LKJCholeskyCovRV(n, eta, sd) -> FusedLKJCholeskyCovRV(n, eta, sd).
 
-    Declines when n is not a constant.
+    Declines when n is not a constant, and when eta is not one where PyMC wants it to be.
     """
-    _, n, *_ = node.inputs
+    _, n, eta, _ = node.inputs
     if isinstance(node.op, FusedLKJCholeskyCovRV) or not isinstance(n, Constant):
+        return None
+    if not ETA_MAY_VARY and not isinstance(eta, Constant):
         return None
     op = copy(node.op)
     op.__class__ = FusedLKJCholeskyCovRV
@@ -155,7 +162,8 @@ def fused_lkj_cholesky_cov_logp(op, values, rng, n, eta, sd_dist, **kwargs):
     # from the entries of the packed factor to correlations and standard deviations
     log_jacobian = (log_corr_diag - row * pt.log(sd)).sum()
     logp_sd = logp_of(sd_dist, sd).sum()
-    return _lkj_normalizing_constant(eta, n) + logp_lkj + logp_sd + log_jacobian
+    constants = (eta, n) if ETA_MAY_VARY else (float(eta.data), int(n.data))
+    return _lkj_normalizing_constant(*constants) + logp_lkj + logp_sd + log_jacobian
 
 
 def check_posdef(logp, posdef, msg: str):
