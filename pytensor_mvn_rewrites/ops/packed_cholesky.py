@@ -12,11 +12,6 @@ def diagonal_positions(n: int) -> np.ndarray:
     return np.arange(1, n + 1).cumsum() - 1
 
 
-def row_of_entry(n: int) -> np.ndarray:
-    """The row of each entry of a packed lower triangle of n rows."""
-    return np.tril_indices(n)[0]
-
-
 class PackedCholesky(FusedOp):
     r"""Unpack a lower triangle, signature ``(p)->(n,n),(n),(n),(n)`` with p = n (n + 1) / 2.
 
@@ -46,13 +41,10 @@ class PackedCholesky(FusedOp):
     """
 
     __props__ = ("n", "log_diagonal")
+    n: int
+    log_diagonal: bool
     core_ndims = (1,)
     out_core_ndims = (2, 1, 1, 1)
-
-    def __init__(self, *, n: int, log_diagonal: bool, **kwargs):
-        self.n = n
-        self.log_diagonal = log_diagonal
-        super().__init__(**kwargs)
 
     def __str__(self):
         return f"{type(self).__name__}{{n={self.n}{', log_diagonal' * self.log_diagonal}}}"
@@ -100,14 +92,11 @@ class PackedCholeskyPullback(PullbackOp):
     """
 
     __props__ = ("n", "log_diagonal")
+    n: int
+    log_diagonal: bool
     core_ndims = (2, 1, 1, 2, 1, 1, 1)
     forward_core_ndims = (1,)
     out_core_ndims = (1,)
-
-    def __init__(self, *, n: int, log_diagonal: bool, **kwargs):
-        self.n = n
-        self.log_diagonal = log_diagonal
-        super().__init__(**kwargs)
 
     __str__ = PackedCholesky.__str__
 

@@ -147,4 +147,4 @@ def selected(index, length: int) -> np.ndarray | None:
         return np.arange(length)[slice(*numbers)]
     if not isinstance(index, Constant) or index.type.ndim != 1 or index.type.dtype == "bool":
         return None
-    return np.arange(length)[index.data] if len(index.data) <= length else None
+    return np.where(index.data < 0, index.data + length, index.data)
