@@ -210,19 +210,28 @@ class QuadLogdetOp(GaussianOp):
 
     def pullback(self, inputs, outputs, output_grads):
         """Closed form; a disconnected half counts as zero."""
-        connected = [not isinstance(grad.type, DisconnectedType) for grad in output_grads[:2]]
-        if not any(connected):
+        cotangents = connected_cotangents(outputs[:2], output_grads[:2])
+        if cotangents is None:
             return [disconnected_type() for _ in inputs]
-        cotangents = (
-            grad if used else pt.zeros_like(out)
-            for out, grad, used in zip(outputs[:2], output_grads[:2], connected, strict=True)
-        )
         d_delta, *others = self.pullback_op()(*inputs, *cotangents, return_list=True)
-        return [d_delta if connected[0] else disconnected_type(), *others]
+        if isinstance(output_grads[0].type, DisconnectedType):
+            d_delta = disconnected_type()
+        return [d_delta, *others]
 
     def connection_pattern(self, node):
         """`half_logdet` does not depend on `delta`; `posdef` is not differentiable."""
         return [[True, False, False], *[[True, True, False]] * (len(node.inputs) - 1)]
+
+
+def connected_cotangents(outputs, output_grads) -> list[Variable] | None:
+    """Cotangents of all outputs, zeros for the disconnected ones; None if all of them are."""
+    used = [not isinstance(grad.type, DisconnectedType) for grad in output_grads]
+    if not any(used):
+        return None
+    return [
+        grad if is_used else pt.zeros_like(out)
+        for out, grad, is_used in zip(outputs, output_grads, used, strict=True)
+    ]
 
 
 @lru_cache(maxsize=4096)

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytensor.tensor as pt
-from pytensor.gradient import DisconnectedType, disconnected_type
+from pytensor.gradient import disconnected_type
 
-from pytensor_mvn_rewrites.ops.gaussian import FusedOp, PullbackOp
+from pytensor_mvn_rewrites.ops.gaussian import FusedOp, PullbackOp, connected_cotangents
 
 
 def diagonal_positions(n: int) -> np.ndarray:
@@ -70,13 +70,11 @@ class PackedCholesky(FusedOp):
 
     def pullback(self, inputs, outputs, output_grads):
         """Closed form; a disconnected output counts as zero."""
-        if all(isinstance(g.type, DisconnectedType) for g in output_grads):
+        cotangents = connected_cotangents(outputs, output_grads)
+        if cotangents is None:
             return [disconnected_type()]
-        cotangents = [
-            pt.zeros_like(out) if isinstance(g.type, DisconnectedType) else g
-            for out, g in zip(outputs, output_grads, strict=True)
-        ]
-        return [packed_cholesky_pullback(self, *outputs[:3], *cotangents)]
+        pullback = PackedCholeskyPullback(n=self.n, log_diagonal=self.log_diagonal)
+        return [pullback(*outputs[:3], *cotangents)]
 
 
 class PackedCholeskyPullback(PullbackOp):
@@ -133,8 +131,3 @@ def packed_cholesky(packed, n: int, *, log_diagonal: bool = False):
         If `packed` has no dimension.
     """
     return PackedCholesky(n=n, log_diagonal=log_diagonal)(packed, return_list=True)
-
-
-def packed_cholesky_pullback(op: PackedCholesky, *inputs):
-    """Apply :class:`PackedCholeskyPullback`."""
-    return PackedCholeskyPullback(n=op.n, log_diagonal=op.log_diagonal)(*inputs)
