@@ -7,7 +7,7 @@ from pytensor.scalar.basic import Mul
 from pytensor.tensor.elemwise import Elemwise
 
 from pytensor_mvn_rewrites.matching import Tensor, constant_value
-from pytensor_mvn_rewrites.ops import InvQuadLogdet, MvNormalLogp
+from pytensor_mvn_rewrites.ops import InvQuadLogdet, MvNormalLogp, inv_quad_logdet
 from pytensor_mvn_rewrites.pipeline import structure
 from pytensor_mvn_rewrites.structure._assemble import from_parts, outputs_like, split_inputs
 from pytensor_mvn_rewrites.structure._rowwise import NotRowwise, linear_in_rows, with_other_rows
@@ -67,23 +67,49 @@ def constant_and_scales(matrix: Tensor) -> tuple[np.ndarray | None, list[Tensor]
 
 @structure
 @node_rewriter([MvNormalLogp, InvQuadLogdet])
+def constant_matrix_is_unscaled(fgraph, node):
+    r"""InvQuadLogdet{chol}(delta, s * L), L constant -> InvQuadLogdet{chol}(delta, L), scaled.
+
+    .. math:: \|(s L)^{-1} \delta\|^2 = \|L^{-1} \delta\|^2 / s^2, \qquad
+              \log|s L| = n \log s + \log|L|
+
+    The same for ``MvNormalLogp``. Cost: no gradient of n**2 entries, of which only the sum with L
+    is wanted, and no logarithms but those of s. A scale that is not positive: not positive
+    definite, as before.
+    Declines when L is no Cholesky factor, and without scales.
+    """
+    delta, chol = split_inputs(node)
+    factor, scales = constant_and_scales(chol)
+    if node.op.param != "chol" or factor is None or not scales or not is_cholesky_factor(factor):
+        return None
+    quaddist, _, _ = inv_quad_logdet(delta, factor.astype(chol.type.dtype), "chol")
+    half_logdet = half_logdet_constant(factor, quaddist.type.dtype)
+    posdef: Tensor = pt.constant(np.True_)
+    for scale in [scale[..., 0, 0] for scale in scales]:
+        quaddist = quaddist / scale**2
+        half_logdet = half_logdet + factor.shape[-1] * pt.log(scale)
+        posdef = posdef & (scale > 0)
+    return from_parts(node, quaddist, half_logdet, posdef)
+
+
+@structure
+@node_rewriter([MvNormalLogp, InvQuadLogdet])
 def constant_vector_is_whitened(fgraph, node):
-    r"""InvQuadLogdet{chol}(y - X @ b, s * L), y, X, L constant -> sum((T_y - T_X @ b)**2) / s**2.
+    r"""InvQuadLogdet{chol}(y - X @ b, L), y, X, L constant -> sum((T_y - T_X @ b)**2).
 
     .. math:: \|L^{-1}(y - X b)\| = \|T_y - T_X b\|, \qquad L^{-1} [X, y] = Q T
 
-    with or without scales s, for any difference to the mean whose entries are linear in those of
-    constant vectors. Where there are fewer of these vectors than entries, QR leaves as many
-    entries as vectors; else Q is the identity. Cost: :math:`O(n^2) \to` that of the mean, or less.
+    for any difference to the mean whose entries are linear in those of constant vectors. Where
+    there are fewer of these vectors than entries, QR leaves as many entries as vectors; else Q is
+    the identity. Cost: :math:`O(n^2) \to` that of the mean, or less. Scaled L: see above.
     Declines for a batch of matrices and when the difference is not linear in constant vectors.
     """
     delta, chol = split_inputs(node)
     factor, scales = constant_and_scales(chol)
-    if node.op.param != "chol" or factor is None or factor.ndim != 2:
+    if node.op.param != "chol" or factor is None or scales or factor.ndim != 2:
         return None
     n, axis = len(factor), delta.type.ndim - 1
-    diagonal = np.diagonal(factor)
-    if delta.type.shape[axis] != n or not (diagonal > 0).all():
+    if delta.type.shape[axis] != n or not is_cholesky_factor(factor):
         return None
     try:
         columns, indices = linear_in_rows(delta, axis, n)
@@ -98,10 +124,17 @@ def constant_vector_is_whitened(fgraph, node):
     if n > columns.shape[1]:
         whitened = np.linalg.qr(whitened, mode="r")
     quaddist = (with_other_rows(delta, axis, columns, whitened, []) ** 2).sum(axis=-1)
-    half_logdet = pt.constant(np.log(diagonal).sum(), dtype=delta.type.dtype)
-    posdef = pt.constant(np.True_)
-    for scale in [scale[..., 0, 0] for scale in scales]:
-        quaddist = quaddist / scale**2
-        half_logdet = half_logdet + n * pt.log(scale)
-        posdef = posdef & (scale > 0)
-    return from_parts(node, quaddist, half_logdet, posdef)
+    half_logdet = half_logdet_constant(factor, delta.type.dtype)
+    return from_parts(node, quaddist, half_logdet, pt.constant(np.True_))
+
+
+def is_cholesky_factor(matrices: np.ndarray) -> bool:
+    """Whether the lower triangles of `matrices`, shape (..., n, n), are Cholesky factors."""
+    diagonals = np.diagonal(matrices, axis1=-2, axis2=-1)
+    return bool((diagonals > 0).all() and np.isfinite(np.tril(matrices)).all())
+
+
+def half_logdet_constant(factor: np.ndarray, dtype: str) -> Tensor:
+    """Half the log-determinants of the covariances with these Cholesky factors."""
+    logs = np.log(np.diagonal(factor, axis1=-2, axis2=-1))
+    return pt.constant(logs.sum(axis=-1), dtype=dtype)

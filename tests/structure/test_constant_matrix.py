@@ -30,12 +30,29 @@ def test_constant_covariance(rng):
     )
 
 
+def unscaled(vector, scale, matrices):
+    """What is expected of ``inv_quad_logdet(vector, scale * matrices)``."""
+    chol, root = np.linalg.cholesky(matrices), pt.sqrt(scale)
+    quaddist, _, _ = inv_quad_logdet(vector, chol, "chol")
+    if root.type.ndim:
+        root = root[..., 0, 0]
+    else:
+        root = pt.expand_dims(root, range(matrices.ndim - 2))
+    log_pivots = np.log(np.diagonal(chol, axis1=-2, axis2=-1)).sum(axis=-1)
+    quaddist = quaddist / root**2
+    half_logdet = log_pivots + N * pt.log(root)
+    posdef = root > 0
+    if posdef.type.ndim < quaddist.type.ndim:
+        posdef = pt.broadcast_to(posdef, quaddist.shape)
+    return [quaddist, half_logdet, posdef]
+
+
 @pytest.mark.parametrize("matrices", [S, SS], ids=["one", "batch"])
 def test_scaled(rng, matrices):
     x, s = pt.vector("x", shape=(N,)), pt.scalar("s")
     assert_rewrites_to(
         list(inv_quad_logdet(x, s * matrices)),
-        list(inv_quad_logdet(x, pt.sqrt(s) * np.linalg.cholesky(matrices), "chol")),
+        unscaled(x, s, matrices),
         {x: rng.normal(size=N), s: 0.3},
         condition=10,
     )
@@ -43,13 +60,24 @@ def test_scaled(rng, matrices):
 
 def test_scales_of_a_batch(rng):
     x, s = pt.vector("x", shape=(N,)), pt.vector("s", shape=(3,))
-    scale = s[:, None, None]
+    scale = s[:, None, None] ** 2
     assert_rewrites_to(
-        list(inv_quad_logdet(x, scale**2 * SS)),
-        list(inv_quad_logdet(x, pt.sqrt(scale**2) * np.linalg.cholesky(SS), "chol")),
+        list(inv_quad_logdet(x, scale * SS)),
+        unscaled(x, scale, SS),
         {x: rng.normal(size=N), s: np.array([0.3, 1, -2])},
         condition=10,
     )
+
+
+def test_scaled_cholesky_factors(rng):
+    """Scales of given Cholesky factors; what is above the diagonal does not count."""
+    x, mu, s = pt.matrix("x", shape=(3, N)), pt.vector("mu", shape=(N,)), pt.scalar("s")
+    factors = np.linalg.cholesky(SS) + np.triu(np.ones((N, N)), 1)
+    graph = list(mvnormal_logp(x, mu, s * factors, "chol"))
+    new = rewritten(graph)
+    assert our_ops(new) == {"InvQuadLogdet{chol}": 1}
+    given = {x: rng.normal(size=(3, N)), mu: rng.normal(size=N), s: 0.3}
+    assert_same_numbers(graph, new, given, condition=10)
 
 
 def test_only_the_lower_triangle_counts(rng):
@@ -61,6 +89,7 @@ def test_only_the_lower_triangle_counts(rng):
 @pytest.mark.parametrize("scale", [0.0, -0.3, np.nan])
 def test_scale_that_is_not_positive(rng, scale):
     x, s = pt.vector("x", shape=(N,)), pt.scalar("s")
+    # a vector that is a parameter, and one that is linear in constants
     for vector in (x, Y - pt.dot(X, x[:P])):
         graph = list(mvnormal_logp(vector, np.zeros(N), s * S))
         new = rewritten(graph)
@@ -121,6 +150,12 @@ def near_misses():
         "sum": mvnormal_logp(x, Y, S + pt.exp(s)),
         "precision": mvnormal_logp(x, Y, S, "tau"),
         "value that is not constant": mvnormal_logp(x, X[:, 0], np.linalg.cholesky(S), "chol"),
+        "scaled, not a Cholesky factor": mvnormal_logp(
+            x, Y, pt.exp(s) * -np.linalg.cholesky(S), "chol"
+        ),
+        "scales of the rows of a factor": mvnormal_logp(
+            x, Y, pt.exp(x)[:, None] * np.linalg.cholesky(S), "chol"
+        ),
         "mean that is not linear": mvnormal_logp(
             Y, pt.exp(s * X[:, 0]), np.linalg.cholesky(S), "chol"
         ),
