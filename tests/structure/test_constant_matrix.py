@@ -42,7 +42,7 @@ def unscaled(vector, scale, matrices):
     quaddist = quaddist / root**2
     half_logdet = log_pivots + N * pt.log(root)
     posdef = root > 0
-    if posdef.type.ndim < quaddist.type.ndim:
+    if posdef.type.broadcastable != quaddist.type.broadcastable:
         posdef = pt.broadcast_to(posdef, quaddist.shape)
     return [quaddist, half_logdet, posdef]
 
