@@ -24,6 +24,7 @@ from pytensor_mvn_rewrites.lower.jax.densities import (
     mvnormal_logp_with_pullback,
 )
 from pytensor_mvn_rewrites.lower.jax_backend import JaxGaussianOp
+from pytensor_mvn_rewrites.lower.kinks import Materialized
 from pytensor_mvn_rewrites.ops import (
     InvQuadLogdet,
     InvQuadLogdetPullback,
@@ -68,3 +69,21 @@ def jax_funcify_gaussian(op, node, **kwargs):
 
     gaussian.__name__ = str(op)
     return gaussian
+
+
+@jax_funcify.register(Materialized)
+def jax_funcify_materialized(op, **kwargs):
+    """A barrier that the fusions of XLA do not cross."""
+    return materialized
+
+
+@jax.custom_jvp
+def materialized(x):
+    """`x`, computed once."""
+    return jax.lax.optimization_barrier(x)
+
+
+@materialized.defjvp
+def materialized_jvp(primals, tangents):
+    """The tangent passes; JAX gives a barrier no derivative in all its versions."""
+    return materialized(*primals), *tangents
