@@ -13,6 +13,7 @@ from pytensor.graph.traversal import graph_inputs
 
 from pytensor_mvn_rewrites import disable
 from pytensor_mvn_rewrites.lower.numba.frame import KernelSpec
+from pytensor_mvn_rewrites.lower.numba.lanes import STRAIGHT_MAX_N
 from pytensor_mvn_rewrites.lower.numba.rows import RowsSpec
 from pytensor_mvn_rewrites.ops import inv_quad_logdet, mvnormal_logp
 from tests.harness import spd
@@ -101,8 +102,10 @@ CASES = [
     (mvnormal_logp, "tau", 9, "shared"),
     (inv_quad_logdet, "chol", 5, "row"),
     (mvnormal_logp, "chol", 12, "group"),
-    # one matrix after the other
-    (mvnormal_logp, "cov", 14, "group"),
+    (mvnormal_logp, "cov", 16, "group"),
+    # by products of blocks of rows, or one after the other
+    (mvnormal_logp, "cov", 17, "group"),
+    (mvnormal_logp, "tau", 20, "shared"),
     (inv_quad_logdet, "chol", 49, "row"),
 ]
 
@@ -115,7 +118,7 @@ class TestRowsInGroups:
 
     def test_kernel(self, build, param, n, mean):
         kernel = kernel_of(functions(build, param, n, mean)[0])
-        if n > 12:
+        if n > STRAIGHT_MAX_N:
             assert kernel is None
         else:
             assert isinstance(kernel, RowsSpec)

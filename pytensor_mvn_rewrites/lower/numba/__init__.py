@@ -56,7 +56,7 @@ _kernel_of_op = lru_cache(maxsize=1024)(kernel_of_op)
 def numba_funcify_gaussian(op, node, **kwargs):
     """The kernel of a lowered op, and a key that holds all that it is specialised for."""
     spec = KernelSpec.of(op, node)
-    if spec.kernel_name is not None:
-        # now, rather than in the first call
+    if spec.kernel_name is not None and not spec.uses_blas_rows:
+        # now, rather than in the first call, which knows which of two it needs
         kernel_address(spec.kernel_name)
     return _kernel_of_op(spec)

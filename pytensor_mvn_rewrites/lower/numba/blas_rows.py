@@ -1,6 +1,7 @@
 """The kernel for larger matrices that many rows share: factorize once, BLAS on blocks of rows.
 
-Layout: the differences of up to `BLOCK` rows to their means lie one after the other in scratch.
+Layout: the differences of up to `BLOCK` rows to their means lie one after the other in scratch,
+wherever :mod:`.groups` finds the rows.
 Products of that block with the inverse of the factor and its transpose give what the substitutions
 of each row would, and the product of two blocks is the sum of the outer products of their rows.
 
@@ -32,6 +33,7 @@ from pytensor_mvn_rewrites.lower.numba.general import (
     element,
     store_if_wanted,
 )
+from pytensor_mvn_rewrites.lower.numba.groups import START, count_rows, row_number
 from pytensor_mvn_rewrites.lower.numba.jit import (
     CHOL,
     TAU,
@@ -51,6 +53,9 @@ from pytensor_mvn_rewrites.lower.numba.lapack import (
 from pytensor_mvn_rewrites.lower.numba.rows import N_PLACES, redo_matrix
 from pytensor_mvn_rewrites.lower.numba.vectors import load, store, store_bool
 
+#: Core size from which this kernel is worth having
+BLAS_MIN_N = 13
+
 #: Rows of a matrix from which this kernel is the faster one. Measured for two matrices with all
 #: gradients, in microseconds, one row after the other and by this kernel:
 #:
@@ -58,7 +63,11 @@ from pytensor_mvn_rewrites.lower.numba.vectors import load, store, store_bool
 #:        8    9.4   6.2   15   10     27   20     70   61     243   275
 #:       32     26   9.6   40   15     67   30    139   81     416   352
 #:     1000    682   159  1040  222   1643  428   2951  884    7398  3489
-BLAS_MIN_R = 16
+BLAS_MIN_R = 8
+
+#: The same where :mod:`.rows` has straight-line code. At n = 16, two matrices of 8 rows take 11 us
+#: by both, of 64 rows 23 us there and 19 here, fifty matrices of 8 rows 72 there and 156 here
+BLAS_MIN_R_STRAIGHT = 16
 
 #: Rows that are multiplied at once
 BLOCK = 256
@@ -77,10 +86,11 @@ def blas_rows_kernel() -> Callable:
 
 def run_matrices(table):
     """Loop over the matrices, and over blocks of the rows of each."""
-    n, n_r, param, is_logp = table[N], table[N_R], table[PARAM], table[IS_LOGP]
+    n, param, is_logp = table[N], table[PARAM], table[IS_LOGP]
+    is_grouped = table[START] != 0
     wants_matrix = table[DMATRIX] != 0
     wants_gradient = wants_matrix or table[DVALUE] != 0 or table[DMU] != 0
-    block = min(BLOCK, n_r)
+    block = min(BLOCK, table[N_R])
     factor, symmetric, products = np.empty((n, n)), np.empty((n, n)), np.empty((n, n))
     delta, z = np.empty((block, n)), np.empty((block, n))
     a, u = np.empty((block, n)), np.empty((block, n))
@@ -88,22 +98,26 @@ def run_matrices(table):
     buffer = np.empty(N_PLACES * n)
     redo_table = words()
     for m in range(table[N_M]):
+        n_r = count_rows(table, m, is_grouped)
+        if is_grouped and n_r == 0:
+            continue
         fine, half_logdet = prepare(table, m, factor, symmetric)
         quad_sum = g_sum = 0.0
         vector_sum[:] = 0.0
         products[:] = 0.0
         for start in range(0, n_r, block):
             rows = min(block, n_r - start)
-            load_deltas(table, start, rows, m, delta)
+            load_deltas(table, start, rows, m, is_grouped, delta)
             if param == TAU:
                 multiply(delta, symmetric, rows, a)
             else:
                 multiply_transposed(delta, factor, rows, z)
                 if wants_gradient:
                     multiply(z, factor, rows, a)
-            for r in range(start, start + rows):
+            for row in range(rows):
+                r = row_number(table, m, start + row, is_grouped)
                 left, right = (delta, a) if param == TAU else (z, z)
-                quad = dot(left, right, r - start)
+                quad = dot(left, right, row)
                 fine &= abs(quad) <= HIGHEST_QUAD
                 quad_sum += quad
                 store_forward(table, r, m, quad, half_logdet)
@@ -111,8 +125,8 @@ def run_matrices(table):
                     g = load(element(table, G_FIRST, r, m))
                     g_quad = -0.5 * g if is_logp != 0 else g
                     g_sum += -g if is_logp != 0 else load(element(table, G_SECOND, r, m))
-                    store_gradients(table, r, m, 2.0 * g_quad, a, r - start, vector_sum)
-                    scale(2.0 * g_quad, delta if param == TAU else a, u, r - start)
+                    store_gradients(table, r, m, 2.0 * g_quad, a, row, vector_sum)
+                    scale(2.0 * g_quad, delta if param == TAU else a, u, row)
             if wants_matrix:
                 others = delta if param == TAU else z if param == CHOL else a
                 multiply_columns(u, others, rows, 1.0, products)
@@ -156,20 +170,21 @@ def prepare(table, m, factor, symmetric):
 
 
 @njit_exact
-def load_deltas(table, start, rows, m, delta):
+def load_deltas(table, start, rows, m, is_grouped, delta):
     """The differences of rows to their means, of which InvQuadLogdet has none."""
     n, step, mu_step = table[N], table[VALUE + 4], table[MU + 4]
-    for r in range(rows):
-        value, mu = element(table, VALUE, start + r, m), element(table, MU, start + r, m)
+    for row in range(rows):
+        r = row_number(table, m, start + row, is_grouped)
+        value, mu = element(table, VALUE, r, m), element(table, MU, r, m)
         if table[MU] == 0:
             for i in range(n):
-                delta[r, i] = load(value + i * step)
+                delta[row, i] = load(value + i * step)
         elif step == LANE and mu_step == LANE:
             for i in range(n):
-                delta[r, i] = load(value + i * LANE) - load(mu + i * LANE)
+                delta[row, i] = load(value + i * LANE) - load(mu + i * LANE)
         else:
             for i in range(n):
-                delta[r, i] = load(value + i * step) - load(mu + i * mu_step)
+                delta[row, i] = load(value + i * step) - load(mu + i * mu_step)
 
 
 @njit_exact(reassociate=True)

@@ -12,7 +12,11 @@ import numpy as np
 from pytensor.link.numba.dispatch.basic import numba_njit
 
 from pytensor_mvn_rewrites.config import n_threads
-from pytensor_mvn_rewrites.lower.numba.blas_rows import BLAS_MIN_R
+from pytensor_mvn_rewrites.lower.numba.blas_rows import (
+    BLAS_MIN_N,
+    BLAS_MIN_R,
+    BLAS_MIN_R_STRAIGHT,
+)
 from pytensor_mvn_rewrites.lower.numba.general import LAPACK_MIN_N
 from pytensor_mvn_rewrites.lower.numba.groups import group_rows
 from pytensor_mvn_rewrites.lower.numba.jit import (
@@ -176,10 +180,11 @@ class KernelSpec:
     def uses_blas_rows(self) -> bool:
         """Whether matrices may be large, and have enough rows, for products of all their rows.
 
-        Those of a group lie apart.
+        Rows in groups must be gathered first: straight-line code is faster at any number of them.
         """
-        is_large = self.n is None or self.n > STRAIGHT_MAX_N
-        has_rows = "R" in self.layout.joint and not self.layout.is_grouped
+        is_large = self.n is None or self.n >= BLAS_MIN_N
+        is_gathered = self.layout.is_grouped and self.kernel is not None
+        has_rows = "R" in self.layout.joint and not is_gathered
         return is_large and has_rows and self.can_redo_rows
 
     @property
@@ -270,13 +275,15 @@ def kernels_by_condition(spec: KernelSpec) -> Iterator[tuple[str, str]]:
     The last one is True.
     """
     n = spec.n
+    if spec.uses_blas_rows:
+        rows = BLAS_MIN_R if spec.kernel is None else BLAS_MIN_R_STRAIGHT
+        mean = " * n_m" if spec.layout.is_grouped else ""
+        yield f"n >= {BLAS_MIN_N} and n_r >= {rows}{mean}", "blas_rows"
     if spec.kernel_name is not None:
         if n is not None and n <= STRAIGHT_MAX_N:
             yield "True", spec.kernel_name
             return
         yield f"n_m >= {LANES_MIN_M}", spec.kernel_name
-    if spec.uses_blas_rows:
-        yield f"n > {STRAIGHT_MAX_N} and n_r >= {BLAS_MIN_R}", "blas_rows"
     if n is None:
         yield f"n < {LAPACK_MIN_N}", "small"
     yield "True", "large" if n is None or n >= LAPACK_MIN_N else "small"

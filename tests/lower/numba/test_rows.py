@@ -7,7 +7,12 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from pytensor_mvn_rewrites import disable
-from pytensor_mvn_rewrites.lower.numba.blas_rows import BLAS_MIN_R, BLOCK
+from pytensor_mvn_rewrites.lower.numba.blas_rows import (
+    BLAS_MIN_N,
+    BLAS_MIN_R,
+    BLAS_MIN_R_STRAIGHT,
+    BLOCK,
+)
 from pytensor_mvn_rewrites.lower.numba.frame import KernelSpec, kernels_by_condition
 from pytensor_mvn_rewrites.lower.numba.lanes import STRAIGHT_MAX_N
 from pytensor_mvn_rewrites.lower.numba.rows import RowsSpec, lanes_are_rows
@@ -57,13 +62,13 @@ CASES = [
     (inv_quad_logdet, "chol", 3, True),
     (mvnormal_logp, "chol", 12, True),
     (mvnormal_logp, "cov", 1, True),
-    # by products of blocks of rows
+    # by products of blocks of rows where they are many
     (mvnormal_logp, "cov", 13, True),
+    (inv_quad_logdet, "tau", 16, True),
     (mvnormal_logp, "cov", 50, False),
     (mvnormal_logp, "chol", 20, True),
-    (mvnormal_logp, "tau", 14, False),
+    (mvnormal_logp, "tau", 18, False),
     (inv_quad_logdet, "cov", 30, True),
-    (inv_quad_logdet, "tau", 13, True),
 ]
 SIZES = [(1, 1), (1, 7), (3, 8), (2, 100), (50, 3), (9, 17), (8, 1), (2, 2 * BLOCK + 3)]
 
@@ -82,7 +87,7 @@ class TestGroupsOfRows:
             assert RowsSpec.parse(kernel.name) == kernel
         else:
             assert kernel is None
-            assert uses_blas_rows(functions[0])
+        assert uses_blas_rows(functions[0]) == (n >= BLAS_MIN_N)
         for sizes in SIZES:
             assert_agree(functions, rows_inputs(build, param, n, sizes, own_mean=own_mean))
 
@@ -191,14 +196,22 @@ class TestProductsOfRows:
     """Which matrices the kernel for larger ones does."""
 
     @pytest.mark.parametrize(
-        ("rows", "kernel"), [(BLAS_MIN_R, "blas_rows"), (BLAS_MIN_R - 1, "small")]
+        ("n", "rows", "kernel"),
+        [
+            (17, BLAS_MIN_R, "blas_rows"),
+            (17, BLAS_MIN_R - 1, "small"),
+            (13, BLAS_MIN_R_STRAIGHT, "blas_rows"),
+            (13, BLAS_MIN_R_STRAIGHT - 1, "rows"),
+            (12, 1000, "rows"),
+        ],
     )
-    def test_from_some_rows_on(self, rows, kernel):
-        lowered, _ = compiled(mvnormal_logp, "cov", ((None, 17), (17,), (17, 17)))
+    def test_from_some_rows_on(self, n, rows, kernel):
+        lowered, _ = compiled(mvnormal_logp, "cov", ((None, n), (n,), (n, n)))
         [node] = lowered_nodes(lowered)
         conditions = kernels_by_condition(KernelSpec.of(node.op, node))
-        sizes = {"n": 17, "n_m": 1, "n_r": rows}
-        assert next(name for condition, name in conditions if eval(condition, sizes)) == kernel
+        sizes = {"n": n, "n_m": 1, "n_r": rows}
+        name = next(name for condition, name in conditions if eval(condition, sizes))
+        assert name.split()[0] == kernel
 
     def test_unknown_core_size(self):
         shapes = ((None, None), (None,), (None, None))
@@ -215,7 +228,7 @@ class TestProductsOfRows:
 
     def test_sum(self):
         """The sum of the log-densities, with a bad matrix and without."""
-        inputs = [pt.tensor(shape=shape) for shape in ((None, None, 13), (13,), (None, 1, 13, 13))]
+        inputs = [pt.tensor(shape=shape) for shape in ((None, None, 17), (17,), (None, 1, 17, 17))]
         logp, posdef = mvnormal_logp(*inputs)
         outputs = [pt.switch(posdef, logp, -np.inf).sum(), *pytensor.grad(logp.sum(), inputs)]
         lowered = pytensor.function(inputs, outputs, mode="NUMBA")
@@ -223,7 +236,7 @@ class TestProductsOfRows:
         assert node.op.outputs[0] == "checked_logp_sum"
         with disable():
             reference = pytensor.function(inputs, outputs, mode=REFERENCE)
-        sizes = ((3, 40, 13), (13,), (3, 1, 13, 13))
+        sizes = ((3, 40, 17), (17,), (3, 1, 17, 17))
         arguments = random_inputs(mvnormal_logp, "cov", sizes)[:3]
         assert_agree((lowered, reference), arguments)
         arguments[2][1, 0, 2, 2] = -1.0

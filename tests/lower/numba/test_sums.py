@@ -31,7 +31,7 @@ CASTS = {
 }
 BATCH = ((None, 3), (None, 3), (None, 3, 3))
 ROWS = ((None, None, 3), (None, 1, 3), (None, 1, 3, 3))
-LARGE = ((None, 14), (None, 14), (None, 14, 14))
+LARGE = ((None, 18), (None, 18), (None, 18, 18))
 
 
 @cache
