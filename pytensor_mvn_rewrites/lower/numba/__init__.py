@@ -10,6 +10,7 @@
 `formulas`         the formulas of small matrices; `lane_loops` those of medium ones
 `general`          the kernel for every size, one matrix after the other
 `single`           the formulas of `general`; `lapack` and BLAS where blocking pays
+`interpreted`      runs what other kernels leave to `general` where compiling is not worth it
 `packed_cholesky`  the kernels of ``PackedCholesky``
 `vectors`          the vectors that `lanes` is written in
 `jit`              compiles and caches kernels, and calls them by their address

@@ -17,7 +17,7 @@ from pytensor_mvn_rewrites.lower.numba.jit import (
     CHOL,
     Table,
     bind,
-    call_kernel_by_table,
+    call_or_interpret,
     njit_exact,
 )
 from pytensor_mvn_rewrites.lower.numba.lapack import lapack_factorize, lapack_invert
@@ -158,11 +158,10 @@ def store_vector(table, output, r, m, factor, a):
 def do_again(table):
     """Do one matrix with all of its rows, which another kernel could not.
 
-    Most often it has no Cholesky factor, and everything is NaN. Nobody should wait for the kernel
-    above to be compiled, about three seconds, to learn that in the middle of sampling.
+    Most often it has no Cholesky factor, and everything is NaN.
     """
     if table[PARAM] == CHOL or has_factor(table):
-        call_kernel_by_table("small", table)
+        call_or_interpret("small", table)
     else:
         fill_with_nan(table)
 

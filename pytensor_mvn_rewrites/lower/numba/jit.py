@@ -62,6 +62,9 @@ class Table:
 COV, CHOL, TAU = 0, 1, 2
 PARAM_CODES = {"cov": COV, "chol": CHOL, "tau": TAU}
 
+#: Stands for the address of a kernel that has been interpreted
+INTERPRETED = 1
+
 #: Compiled kernels by name, with what keeps their machine code alive
 _KERNELS: dict[str, tuple[int, Callable]] = {}
 
@@ -77,9 +80,7 @@ def kernel_address(name: str) -> int:
     Names are those of :func:`.general.general_kernel` and :func:`.lanes.lanes_kernel`.
     """
     if name not in _KERNELS:
-        from pytensor_mvn_rewrites.lower.numba import build_kernel
-
-        function = build_kernel(name)
+        function = kernel_function(name)
         CACHED_SRC_FUNCTIONS[function] = cache_key(name)
         # contraction to fused multiply-adds is the only liberty, whatever config.numba__fastmath
         # says: NaN must stay NaN, and pivots must be compared as they are
@@ -89,6 +90,13 @@ def kernel_address(name: str) -> int:
         address = result.library.get_pointer_to_function(result.fndesc.llvm_func_name)
         _KERNELS[name] = address, compiled
     return _KERNELS[name][0]
+
+
+def kernel_function(name: str) -> Callable:
+    """The function that is compiled to a kernel."""
+    from pytensor_mvn_rewrites.lower.numba import build_kernel
+
+    return build_kernel(name)
 
 
 def njit_exact(function: Callable | None = None, *, reassociate: bool = False, **options):
@@ -166,6 +174,17 @@ def call_kernel_by_table(typingctx, name, table):
     return types.void(name, TABLE_TYPE), codegen
 
 
+@intrinsic(prefer_literal=True)
+def call_or_interpret(typingctx, name, table):
+    """The same for a kernel that is not worth the wait for its compilation, see `.interpreted`."""
+
+    def codegen(context, builder, signature, args):
+        _call(context, builder, name.literal_value, args[1], may_interpret=True)
+        return context.get_dummy_value()
+
+    return types.void(name, TABLE_TYPE), codegen
+
+
 @intrinsic
 def data_address(typingctx, array):
     """The address of the first element of an array."""
@@ -203,7 +222,7 @@ def _describe(context, builder, axes: str, type_: types.Type, value) -> list[ir.
     return [builder.ptrtoint(array.data, word), *batch, *core]
 
 
-def _call(context, builder, name: str, table: ir.Value) -> None:
+def _call(context, builder, name: str, table: ir.Value, *, may_interpret: bool = False) -> None:
     """Call a kernel, whose address is kept in a variable of the calling module."""
     byte_pointer = ir.IntType(8).as_pointer()
     digest = sha256(name.encode()).hexdigest()[:16]
@@ -211,28 +230,43 @@ def _call(context, builder, name: str, table: ir.Value) -> None:
     variable.linkage = "private"
     variable.initializer = ir.Constant(byte_pointer, None)
     variable.align = 8
+    done = ir.Constant(ir.IntType(64), INTERPRETED).inttoptr(byte_pointer)
     known = builder.load_atomic(variable, "acquire", 8)
     address = cgutils.alloca_once_value(builder, known)
     with builder.if_then(cgutils.is_null(builder, known), likely=False):
-        found = _ask_for_address(context, builder, name)
+        found = _ask_for_address(context, builder, name, table if may_interpret else None)
         with builder.if_then(cgutils.is_null(builder, found), likely=False):
             message = f"The kernel {name!r} could not be compiled, see the error above"
             context.call_conv.return_user_exc(builder, RuntimeError, (message,))
-        builder.store_atomic(found, variable, "release", 8)
+        with builder.if_then(builder.icmp_unsigned("!=", found, done)):
+            builder.store_atomic(found, variable, "release", 8)
         builder.store(found, address)
-    function_type = context.call_conv.get_function_type(types.void, (TABLE_TYPE,))
-    kernel = builder.bitcast(builder.load(address), function_type.as_pointer())
-    status, _ = context.call_conv.call_function(builder, kernel, types.void, (TABLE_TYPE,), [table])
-    with builder.if_then(status.is_error, likely=False):
-        context.call_conv.return_status_propagate(builder, status)
+    found = builder.load(address)
+    with builder.if_then(builder.icmp_unsigned("!=", found, done), likely=True):
+        function_type = context.call_conv.get_function_type(types.void, (TABLE_TYPE,))
+        kernel = builder.bitcast(found, function_type.as_pointer())
+        status, _ = context.call_conv.call_function(
+            builder, kernel, types.void, (TABLE_TYPE,), [table]
+        )
+        with builder.if_then(status.is_error, likely=False):
+            context.call_conv.return_status_propagate(builder, status)
 
 
-def _ask_for_address(context, builder, name: str) -> ir.Value:
-    """Call :func:`kernel_address`; null, and the error reported, if it raises."""
+def _ask_for_address(context, builder, name: str, table: ir.Value | None) -> ir.Value:
+    """Call :func:`kernel_address`, or :func:`.interpreted.interpret_or_compile` with a table.
+
+    Null, and the error reported, if it raises.
+    """
     python = context.get_python_api(builder)
     gil = python.gil_ensure()
-    argument = python.string_from_string(context.insert_const_string(builder.module, name))
-    result = call_python(context, builder, __name__, "kernel_address", [argument])
+    arguments = [python.string_from_string(context.insert_const_string(builder.module, name))]
+    module, function = __name__, "kernel_address"
+    if table is not None:
+        word = context.get_value_type(types.intp)
+        arguments.append(python.long_from_ssize_t(builder.ptrtoint(table, word)))
+        module = f"{__package__}.interpreted"
+        function = "interpret_or_compile"
+    result = call_python(context, builder, module, function, arguments)
     pointer = ir.IntType(8).as_pointer()
     address = cgutils.alloca_once_value(builder, ir.Constant(pointer, None))
     with builder.if_then(cgutils.is_not_null(builder, result), likely=True):

@@ -1,6 +1,10 @@
 """Every kernel against extended precision: within 50 eps times the condition number."""
 
+from functools import cache
+
 import numpy as np
+import pytensor
+import pytensor.tensor as pt
 import pytest
 
 from pytensor_mvn_rewrites.lower.numba.blas_rows import BLAS_MIN_R
@@ -101,7 +105,38 @@ CASES = [
 SIZE = BLAS_MIN_R
 
 
-@pytest.mark.parametrize("scale", [1e-150, 1.0, 1e150])
+SCALES = [1e-150, 1.0, 1e150]
+CONDITIONS = [1.0, 1e4, 1e8, 1e12]
+
+
+def kernels_of(function):
+    [node] = lowered_nodes(function)
+    return [name for _, name in kernels_by_condition(KernelSpec.of(node.op, node))]
+
+
+def random_densities(rng, n, condition, scale, param, *, shares_matrix):
+    """Values, means and matrices of `SIZE` densities; the last two may be one for all."""
+    matrices = [random_matrix(rng, n, condition, scale, param) for _ in range(SIZE)]
+    values, mus = scale * rng.normal(size=(2, SIZE, n))
+    if shares_matrix:
+        matrices, mus = matrices[:1] * SIZE, mus[:1].repeat(SIZE, axis=0)
+    return values, mus, np.array(matrices)
+
+
+def assert_accurate(outputs, densities, param, condition, sums):
+    """The densities and their gradients are within the bound; those in `sums` are added up."""
+    expected = [reference(*own, param) for own in zip(*densities, strict=True)]
+    tolerance = 50 * np.finfo(float).eps * max(condition, densities[0].shape[1])
+    for k, results in enumerate(outputs):
+        terms = np.array([own[k] for own, _ in expected])
+        sizes = np.array([own[k] for _, own in expected])
+        if k in sums:
+            results, terms, sizes = results[None], [terms.sum(axis=0)], [sizes.sum()]
+        for actual, desired, size in zip(results, terms, sizes, strict=True):
+            assert np.abs(actual - desired).max() <= tolerance * size
+
+
+@pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize(("kernel", "param", "n"), CASES)
 def test_against_extended_precision(kernel, param, n, scale):
     rng = np.random.default_rng(n)
@@ -110,24 +145,50 @@ def test_against_extended_precision(kernel, param, n, scale):
     if shares_matrix:
         shapes = ((None, n), (n,), (n, n))
     function, _ = compiled(mvnormal_logp, param, shapes)
-    [node] = lowered_nodes(function)
-    names = [name for _, name in kernels_by_condition(KernelSpec.of(node.op, node))]
-    assert kernel in (name.split()[0] for name in names)
+    assert kernel in (name.split()[0] for name in kernels_of(function))
     n = n or {"small": 6, "large": 60}[kernel]
-    for condition in [1.0, 1e4, 1e8, 1e12]:
-        matrices = [random_matrix(rng, n, condition, scale, param) for _ in range(SIZE)]
-        values, mus = scale * rng.normal(size=(2, SIZE, n))
+    for condition in CONDITIONS:
+        densities = random_densities(rng, n, condition, scale, param, shares_matrix=shares_matrix)
+        values, mus, matrices = densities
         if shares_matrix:
-            matrices, mus = matrices[:1] * SIZE, mus[:1].repeat(SIZE, axis=0)
-            logps, _, *grads = function(values, mus[0], matrices[0], np.ones(SIZE))
-        else:
-            logps, _, *grads = function(values, mus, np.array(matrices), np.ones(SIZE))
-        expected = [reference(*own, param) for own in zip(values, mus, matrices, strict=True)]
-        tolerance = 50 * np.finfo(float).eps * max(condition, n)
-        for k, results in enumerate([logps, *grads]):
-            terms = np.array([own[k] for own, _ in expected])
-            sizes = np.array([own[k] for _, own in expected])
-            if shares_matrix and k > 1:
-                results, terms, sizes = results[None], [terms.sum(axis=0)], [sizes.sum()]
-            for actual, desired, size in zip(results, terms, sizes, strict=True):
-                assert np.abs(actual - desired).max() <= tolerance * size
+            mus, matrices = mus[0], matrices[0]
+        outputs = function(values, mus, matrices, np.ones(SIZE))
+        del outputs[1]
+        assert_accurate(outputs, densities, param, condition, {2, 3} if shares_matrix else ())
+
+
+@cache
+def summed(param, shapes):
+    """The sum of the log-densities and its gradients."""
+    inputs = [pt.tensor(shape=shape) for shape in shapes]
+    total = mvnormal_logp(*inputs, param)[0].sum()
+    return pytensor.function(inputs, [total, *pytensor.grad(total, inputs)], mode="NUMBA")
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize(
+    ("kernel", "param", "n"),
+    [
+        ("lanes sum", "cov", 3),
+        ("lanes sum", "chol", 3),
+        ("lanes sum", "tau", 3),
+        ("lanes sum", "chol", 12),
+        ("lanes sum", "cov", 20),
+        ("rows sum", "cov", 3),
+        ("rows sum", "chol", 3),
+        ("blas_rows", "chol", 20),
+    ],
+)
+def test_sum_against_extended_precision(kernel, param, n, scale):
+    rng = np.random.default_rng(n)
+    shares_matrix = "rows" in kernel
+    shapes = ((None, n), (n,), (n, n)) if shares_matrix else batched(mvnormal_logp, None, n)
+    function = summed(param, shapes)
+    assert any(name.startswith(kernel) for name in kernels_of(function))
+    for condition in CONDITIONS:
+        densities = random_densities(rng, n, condition, scale, param, shares_matrix=shares_matrix)
+        values, mus, matrices = densities
+        if shares_matrix:
+            mus, matrices = mus[0], matrices[0]
+        outputs = function(values, mus, matrices)
+        assert_accurate(outputs, densities, param, condition, {0, 2, 3} if shares_matrix else {0})
