@@ -1,10 +1,13 @@
 """Ops without kernels of their own -> their formulas, so that they share what they compute."""
 
 from pytensor.compile.rewriting import inline_ofg_node
+from pytensor.graph.basic import Apply, Constant
 from pytensor.graph.rewriting.basic import MergeOptimizer, dfs_rewriter, get_active_mode
 from pytensor.link.jax.linker import JAXLinker
+from pytensor.link.numba.linker import NumbaLinker
 from pytensor.tensor.rewriting.basic import constant_folding
 
+from pytensor_mvn_rewrites.lower.numba_backend import STRUCTURED_OPS, has_kernel
 from pytensor_mvn_rewrites.ops import (
     ExpmQuadLogdet,
     ExpmQuadLogdetPullback,
@@ -13,10 +16,10 @@ from pytensor_mvn_rewrites.ops import (
     NoisyKroneckerQuadLogdet,
     NoisyKroneckerQuadLogdetPullback,
 )
-from pytensor_mvn_rewrites.ops.gaussian import GaussianOp
+from pytensor_mvn_rewrites.ops.gaussian import FusedOp
 from pytensor_mvn_rewrites.pipeline import lower
 
-INLINED_OPS: tuple[type[GaussianOp], ...] = (
+INLINED_OPS: tuple[type[FusedOp], ...] = (
     NoisyKroneckerQuadLogdet,
     NoisyKroneckerQuadLogdetPullback,
     ExpmQuadLogdet,
@@ -31,15 +34,29 @@ def inline_decompositions(fgraph):
     """NoisyKroneckerQuadLogdet, ExpmQuadLogdet, LowRankQuadLogdet, pullbacks -> their formulas.
 
     Cost: an op and its pullback decompose the same matrices, by eigenvalues or by QR; merged, they
-    do it once, and those of constants never. Not for JAX: XLA finds what the two share.
+    do it once, and those of constants never. The parts of the formulas that are ops are inlined as
+    well, unless they have a kernel. Not for JAX: XLA finds what the two share.
     """
-    if isinstance(get_active_mode(fgraph).linker, JAXLinker):
+    linker = get_active_mode(fgraph).linker
+    if isinstance(linker, JAXLinker):
         return
-    nodes = [node for node in fgraph.toposort() if type(node.op) in INLINED_OPS]
-    if not nodes:
-        return
-    for node in nodes:
-        replacements = zip(node.outputs, inline_ofg_node(node), strict=True)
-        fgraph.replace_all(list(replacements), reason="mvn_inline_decompositions")
-    dfs_rewriter(constant_folding).rewrite(fgraph)
-    MergeOptimizer().rewrite(fgraph)
+    changed = False
+    while nodes := [
+        node for node in fgraph.toposort() if is_inlined(node, isinstance(linker, NumbaLinker))
+    ]:
+        for node in nodes:
+            replacements = zip(node.outputs, inline_ofg_node(node), strict=True)
+            fgraph.replace_all(list(replacements), reason="mvn_inline_decompositions")
+        changed = True
+    if changed:
+        dfs_rewriter(constant_folding).rewrite(fgraph)
+        MergeOptimizer().rewrite(fgraph)
+
+
+def is_inlined(node: Apply, for_numba: bool) -> bool:
+    """Whether an op is there for its formula only, or has no kernel."""
+    if type(node.op) in STRUCTURED_OPS:
+        # what is constant is computed once
+        is_constant = all(isinstance(inp, Constant) for inp in node.inputs)
+        return is_constant or not for_numba or not has_kernel(node)
+    return type(node.op) in INLINED_OPS

@@ -25,6 +25,9 @@ from pytensor_mvn_rewrites.lower._groups import RowGroups, find_row_groups
 from pytensor_mvn_rewrites.lower._pairs import core_sizes, find_groups
 from pytensor_mvn_rewrites.matching import Tensor
 from pytensor_mvn_rewrites.ops import (
+    DecomposedKroneckerQuadLogdet,
+    DecomposedKroneckerQuadLogdetPullback,
+    FiniteEigh,
     InvQuadLogdet,
     InvQuadLogdetPullback,
     MvNormalLogp,
@@ -32,7 +35,7 @@ from pytensor_mvn_rewrites.ops import (
     PackedCholesky,
     PackedCholeskyPullback,
 )
-from pytensor_mvn_rewrites.ops.gaussian import GaussianOp, sum_to_type
+from pytensor_mvn_rewrites.ops.gaussian import GaussianOp, PullbackOp, sum_to_type
 from pytensor_mvn_rewrites.pipeline import lower
 
 
@@ -254,8 +257,15 @@ class NumbaInvQuadLogdet(NumbaGaussianOp):
 
 LOWERED_OPS: tuple[type[NumbaGaussianOp], ...] = (NumbaMvNormalLogp, NumbaInvQuadLogdet)
 
+#: Ops that have a kernel for one covariance, which rows may share
+STRUCTURED_OPS = (
+    FiniteEigh,
+    DecomposedKroneckerQuadLogdet,
+    DecomposedKroneckerQuadLogdetPullback,
+)
+
 #: Ops that have a kernel as they are
-KERNEL_OPS = (PackedCholesky, PackedCholeskyPullback)
+KERNEL_OPS = (PackedCholesky, PackedCholeskyPullback, *STRUCTURED_OPS)
 
 
 @lower("numba")
@@ -281,6 +291,28 @@ def lower_to_numba(fgraph):
         replacements = lowered(fgraph, cls, forward, pullback)
         # each replacement leaves a correct graph behind
         fgraph.replace_all(replacements, reason="mvn_lower_to_numba")
+
+
+def has_kernel(node: Apply) -> bool:
+    """Whether the kernel of one of the `STRUCTURED_OPS` covers a node.
+
+    It does double precision, and batch dimensions of vectors only: at most one, that of delta.
+    """
+    core_ndims = node.op.core_ndims  # type: ignore[attr-defined]
+    batches = [
+        inp.type.broadcastable[: inp.type.ndim - core]
+        for inp, core in zip(node.inputs, core_ndims, strict=True)
+    ]
+    is_vector = core_ndims[0] == 1
+    rows = batches.pop(0) if is_vector else ()
+    cotangents = [batches.pop(), batches.pop()] if isinstance(node.op, PullbackOp) else []
+    return (
+        all(inp.type.dtype == "float64" for inp in node.inputs)
+        and len(rows) <= 1
+        and not any(batches)
+        # the rows are those of delta, which a cotangent cannot add to
+        and all(own in (rows, (True,) * len(rows)) for own in cotangents)
+    )
 
 
 def compiles_for_numba() -> bool:

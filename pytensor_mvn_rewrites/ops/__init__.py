@@ -1,7 +1,10 @@
 """The fused ops: each carries its reference graph and a closed-form, differentiable pullback."""
 
+from pytensor_mvn_rewrites.ops.eigen import FiniteEigh
 from pytensor_mvn_rewrites.ops.expm import ExpmQuadLogdet, ExpmQuadLogdetPullback, expm_quad_logdet
 from pytensor_mvn_rewrites.ops.kronecker import (
+    DecomposedKroneckerQuadLogdet,
+    DecomposedKroneckerQuadLogdetPullback,
     NoisyKroneckerQuadLogdet,
     NoisyKroneckerQuadLogdetPullback,
     noisy_kronecker_quad_logdet,
@@ -24,8 +27,11 @@ from pytensor_mvn_rewrites.ops.quadlogdet import (
 )
 
 __all__ = [
+    "DecomposedKroneckerQuadLogdet",
+    "DecomposedKroneckerQuadLogdetPullback",
     "ExpmQuadLogdet",
     "ExpmQuadLogdetPullback",
+    "FiniteEigh",
     "InvQuadLogdet",
     "InvQuadLogdetPullback",
     "LowRankQuadLogdet",

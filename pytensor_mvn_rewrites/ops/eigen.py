@@ -15,19 +15,42 @@ from pytensor.gradient import DisconnectedType, pullback
 from pytensor.graph.basic import Variable
 from pytensor.graph.replace import clone_replace
 
+from pytensor_mvn_rewrites.ops.gaussian import FusedOp
+
+
+class FiniteEigh(FusedOp):
+    r"""Eigenvalues and eigenvectors of symmetric matrices, signature ``(n,n)->(n),(n,n)``.
+
+    Inputs
+        matrix : float, shape (..., n, n). Its lower triangle is read.
+
+    Outputs
+        eigenvalues : float, shape (..., n), NaN where an entry of the matrix is not finite, of
+        which LAPACK knows nothing; eigenvectors : float, shape (..., n, n).
+    """
+
+    __props__ = ()
+    core_ndims = (2,)
+    out_core_ndims = (1, 2)
+
+    def build_inner_graph(self, matrix):
+        """LAPACK on the finite ones."""
+        finite = pt.isfinite(matrix).all(axis=(-2, -1))
+        nan = np.asarray(np.nan, dtype=matrix.type.dtype)
+        zero = np.asarray(0, dtype=matrix.type.dtype)
+        eigenvalues, eigenvectors = pt.linalg.eigh(
+            pt.switch(finite[..., None, None], matrix, zero), driver="evd"
+        )
+        return [pt.switch(finite[..., None], eigenvalues, nan), eigenvectors]
+
+    def infer_shape(self, node, shapes):
+        """Those of the matrix, without and with its last axis."""
+        return [shapes[0][:-1], shapes[0]]
+
 
 def eigh(matrix):
-    """Eigenvalues, shape (..., n), and eigenvectors of symmetric matrices; reads lower triangles.
-
-    NaN eigenvalues where the matrix is not finite, of which LAPACK knows nothing.
-    """
-    finite = pt.isfinite(matrix).all(axis=(-2, -1))
-    nan = np.asarray(np.nan, dtype=matrix.type.dtype)
-    zero = np.asarray(0, dtype=matrix.type.dtype)
-    eigenvalues, eigenvectors = pt.linalg.eigh(
-        pt.switch(finite[..., None, None], matrix, zero), driver="evd"
-    )
-    return pt.switch(finite[..., None], eigenvalues, nan), eigenvectors
+    """Apply :class:`FiniteEigh`; returns (eigenvalues, eigenvectors)."""
+    return FiniteEigh()(matrix, return_list=True)
 
 
 def length(var, axis: int = -1):

@@ -13,7 +13,13 @@ from pytensor_mvn_rewrites.ops.eigen import (
     lengths,
     pullback_of_pullback,
 )
-from pytensor_mvn_rewrites.ops.gaussian import GaussianPullbackOp, QuadLogdetOp, fold_lower
+from pytensor_mvn_rewrites.ops.gaussian import (
+    FusedOp,
+    GaussianPullbackOp,
+    PullbackOp,
+    QuadLogdetOp,
+    fold_lower,
+)
 from pytensor_mvn_rewrites.ops.quadlogdet import inv_quad_logdet
 
 
@@ -61,7 +67,8 @@ class NoisyKroneckerQuadLogdet(QuadLogdetOp):
     def build_inner_graph(self, delta, noise, *factors):
         """The formula, in plain PyTensor."""
         eigenvalues, eigenvectors = zip(*map(eigh, factors), strict=True)
-        return quad_logdet_of_eigendecompositions(delta, noise, eigenvalues, eigenvectors)
+        op = DecomposedKroneckerQuadLogdet(n_factors=self.n_factors)
+        return op(delta, noise, *eigenvectors, *eigenvalues, return_list=True)
 
     def pullback_op(self):
         """Closed form."""
@@ -107,13 +114,74 @@ class NoisyKroneckerQuadLogdetPullback(GaussianPullbackOp):
         """Those of the forward op, and two cotangents."""
         return (*self.forward_core_ndims, 0, 0)
 
+    def build_inner_graph(self, delta, noise, *inputs):
+        """The formulas, in plain PyTensor."""
+        *factors, g_quad, g_half_logdet = inputs
+        eigenvalues, eigenvectors = zip(*map(eigh, factors), strict=True)
+        op = DecomposedKroneckerQuadLogdetPullback(n_factors=self.n_factors)
+        inputs = (delta, noise, *eigenvectors, *eigenvalues, g_quad, g_half_logdet)
+        return op(*inputs, return_list=True)
+
+    def pullback(self, inputs, outputs, output_grads):
+        """The derivative of the dense formula: only Hessians need it."""
+        return pullback_of_pullback(dense_quad_logdet, inputs, output_grads)
+
+
+class DecomposedKroneckerQuadLogdet(FusedOp):
+    """:class:`NoisyKroneckerQuadLogdet` of Kronecker factors that are decomposed.
+
+    Signature ``(n),(),(n1,n1),...,(nm,nm),(n1),...,(nm)->(),(),()``: the eigenvectors of all
+    Kronecker factors, then their eigenvalues. The formula of that op holds this one, so that its
+    gradient shares the decompositions.
+    """
+
+    __props__ = ("n_factors",)
+    n_factors: int
+    out_core_ndims = (0, 0, 0)
+
+    @property
+    def core_ndims(self) -> tuple[int, ...]:  # type: ignore[override]
+        """A vector, a scalar, the eigenvectors and the eigenvalues."""
+        return (1, 0, *(2,) * self.n_factors, *(1,) * self.n_factors)
+
+    def build_inner_graph(self, delta, noise, *eigen):
+        """The formula, in plain PyTensor."""
+        eigenvectors, eigenvalues = eigen[: self.n_factors], eigen[self.n_factors :]
+        return quad_logdet_of_eigendecompositions(delta, noise, eigenvalues, eigenvectors)
+
+    def infer_shape(self, node, shapes):
+        """The joint batch shape."""
+        return [tuple(self.batch_shape(node, shapes))] * 3
+
+
+class DecomposedKroneckerQuadLogdetPullback(PullbackOp):
+    """:class:`NoisyKroneckerQuadLogdetPullback` of Kronecker factors that are decomposed.
+
+    Signature ``(n),(),(n1,n1),...,(nm,nm),(n1),...,(nm),(),()->(n),(),(n1,n1),...,(nm,nm)``: the
+    gradients are those for the Kronecker factors.
+    """
+
+    __props__ = ("n_factors",)
+    n_factors: int
+
+    @property
+    def forward_core_ndims(self) -> tuple[int, ...]:  # type: ignore[override]
+        """A vector, a scalar, and the Kronecker factors, which have the shapes of eigenvectors."""
+        return (1, 0, *(2,) * self.n_factors)
+
+    out_core_ndims = forward_core_ndims
+
+    @property
+    def core_ndims(self) -> tuple[int, ...]:  # type: ignore[override]
+        """Those of the forward op, and two cotangents."""
+        return (*self.forward_core_ndims, *(1,) * self.n_factors, 0, 0)
+
     def build_inner_graph(self, *inputs):
         """The formulas, in plain PyTensor."""
-        *inputs, g_quad, g_half_logdet = inputs
-        delta, noise, *factors = inputs
-        delta = SharedRows(delta, batch_ndim(noise, factors))
+        delta, noise, *eigen, g_quad, g_half_logdet = inputs
+        eigenvectors, eigenvalues = eigen[: self.n_factors], eigen[self.n_factors :]
+        delta = SharedRows(delta, batch_ndim(noise, eigenvectors))
         g_quad, g_half_logdet = delta.fold(g_quad, 0), delta.fold(g_half_logdet, 0).sum(axis=-1)
-        eigenvalues, eigenvectors = zip(*map(eigh, factors), strict=True)
         spectrum, _ = noisy_spectrum(eigenvalues, noise)
 
         t = rows_times_kron(delta.rows, eigenvectors) / spectrum[..., :, None]
@@ -131,10 +199,6 @@ class NoisyKroneckerQuadLogdetPullback(GaussianPullbackOp):
             half_inverse = 0.5 * g_half_logdet[..., None] * partial_trace
             d_factors.append(fold_lower(q @ inner @ q.mT + (q * half_inverse[..., None, :]) @ q.mT))
         return self.sum_to_inputs(inputs, [d_delta, d_noise, *d_factors])
-
-    def pullback(self, inputs, outputs, output_grads):
-        """The derivative of the dense formula: only Hessians need it."""
-        return pullback_of_pullback(dense_quad_logdet, inputs, output_grads)
 
 
 def quad_logdet_of_eigendecompositions(delta, noise, eigenvalues: Sequence, eigenvectors: Sequence):

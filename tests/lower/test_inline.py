@@ -6,6 +6,7 @@ from pytensor.tensor.linalg.decomposition.eigen import Eigh
 from pytensor.tensor.linalg.decomposition.qr import QR
 
 from pytensor_mvn_rewrites.ops import (
+    FiniteEigh,
     expm_quad_logdet,
     low_rank_quad_logdet,
     noisy_kronecker_quad_logdet,
@@ -26,14 +27,14 @@ def kronecker_plus_noise(rng):
     a, b = pt.matrix("a", shape=(2, 2)), pt.matrix("b", shape=(3, 3))
     outputs = noisy_kronecker_quad_logdet(delta, noise, [a, b])
     values = [rng.normal(size=(4, 6)), np.asarray(0.3), spd(rng, n=2), spd(rng, n=3)]
-    return dict(zip([delta, noise, a, b], values, strict=True)), outputs, Eigh, 2
+    return dict(zip([delta, noise, a, b], values, strict=True)), outputs, (Eigh, FiniteEigh), 2
 
 
 def matrix_exponential(rng):
     delta, noise, x = pt.matrix("delta", shape=(4, 3)), pt.scalar("noise"), pt.matrix("x")
     outputs = expm_quad_logdet(delta, noise, x)
     values = [rng.normal(size=(4, 3)), np.asarray(0.3), np.log(2) * spd(rng, n=3)]
-    return dict(zip([delta, noise, x], values, strict=True)), outputs, Eigh, 1
+    return dict(zip([delta, noise, x], values, strict=True)), outputs, (Eigh, FiniteEigh), 1
 
 
 def low_rank(rng):

@@ -12,6 +12,9 @@
 `single`           the formulas of `general`; `lapack` and BLAS where blocking pays
 `interpreted`      runs what other kernels leave to `general` where compiling is not worth it
 `packed_cholesky`  the kernels of ``PackedCholesky``
+`finite_eigh`      the kernel of ``FiniteEigh``
+`kronecker`        the kernel of Kronecker products plus noise
+`structured`       what the kernels of structured covariances share
 `vectors`          the vectors that `lanes` is written in
 `jit`              compiles and caches kernels, and calls them by their address
 =================  =============================================================================
@@ -24,9 +27,11 @@ from pytensor.link.numba.dispatch.basic import register_funcify_and_cache_key
 
 from pytensor_mvn_rewrites.lower.numba import packed_cholesky
 from pytensor_mvn_rewrites.lower.numba.blas_rows import blas_rows_kernel
+from pytensor_mvn_rewrites.lower.numba.finite_eigh import finite_eigh_kernel
 from pytensor_mvn_rewrites.lower.numba.frame import KernelSpec, kernel_of_op
 from pytensor_mvn_rewrites.lower.numba.general import general_kernel
 from pytensor_mvn_rewrites.lower.numba.jit import kernel_address
+from pytensor_mvn_rewrites.lower.numba.kronecker import kronecker_kernel
 from pytensor_mvn_rewrites.lower.numba.lanes import LanesSpec, lanes_kernel
 from pytensor_mvn_rewrites.lower.numba.rows import RowsSpec, rows_kernel
 from pytensor_mvn_rewrites.lower.numba.threads import threads_kernel
@@ -46,6 +51,10 @@ def build_kernel(name: str) -> Callable:
             return blas_rows_kernel()
         case "threads" | "chunks":
             return threads_kernel(name)
+        case "finite_eigh":
+            return finite_eigh_kernel()
+        case "kronecker":
+            return kronecker_kernel()
         case _:
             return general_kernel(lapack=name == "large")
 

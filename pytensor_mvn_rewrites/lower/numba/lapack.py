@@ -33,6 +33,7 @@ _TRTRI_TYPE = types.FunctionType(
 )
 
 potrf = _LAPACK.numba_xpotrf(_FLOAT64)
+syevd = _LAPACK.numba_xsyevd(_FLOAT64)
 gemm = _BLAS.numba_xgemm(_FLOAT64)
 
 
@@ -91,39 +92,72 @@ def lapack_invert_factor(chol):
 
 
 @njit_exact
+def eigh(matrix, eigenvalues):
+    """Replace a symmetric matrix by its eigenvectors, as rows; False where LAPACK fails.
+
+    The lower triangle of the C-contiguous matrix is read.
+    """
+    n = np.int32(eigenvalues.size)
+    info = val_to_int_ptr(0)
+    # the least that LAPACK's documentation asks for
+    work, integers = np.empty(1 + 6 * n + 2 * n * n), np.empty(3 + 5 * n, np.int32)
+    syevd(
+        val_to_int_ptr(ord("V")),
+        val_to_int_ptr(ord("U")),
+        val_to_int_ptr(n),
+        matrix.ctypes,
+        val_to_int_ptr(max(np.int32(1), n)),
+        eigenvalues.ctypes,
+        work.ctypes,
+        val_to_int_ptr(np.int32(work.size)),
+        integers.ctypes,
+        val_to_int_ptr(np.int32(integers.size)),
+        info,
+    )
+    return int_ptr_to_val(info) == 0
+
+
+@njit_exact
 def multiply(rows, matrix, count, out):
     """Multiply the first rows of an array by a square matrix: ``out[:count] = rows @ matrix``."""
-    _gemm(AS_IS, AS_IS, matrix.shape[0], count, matrix.shape[0], matrix, rows, 0.0, out)
+    n = matrix.shape[0]
+    matmul(count, n, n, AS_IS, rows, AS_IS, matrix, 0.0, out)
 
 
 @njit_exact
 def multiply_transposed(rows, matrix, count, out):
     """The same with ``matrix.T``."""
-    _gemm(TRANSPOSED, AS_IS, matrix.shape[0], count, matrix.shape[0], matrix, rows, 0.0, out)
+    n = matrix.shape[0]
+    matmul(count, n, n, AS_IS, rows, TRANSPOSED, matrix, 0.0, out)
 
 
 @njit_exact
 def multiply_columns(left, right, count, beta, out):
     """The sum of the outer products of rows: ``out = left.T @ right + beta * out``."""
-    _gemm(AS_IS, TRANSPOSED, out.shape[0], out.shape[0], count, right, left, beta, out)
+    n = out.shape[0]
+    matmul(n, n, count, TRANSPOSED, left, AS_IS, right, beta, out)
 
 
 @njit_exact
-def _gemm(how_a, how_b, m, n, k, a, b, beta, c):
-    """BLAS's dgemm on arrays whose rows are its columns, all of the length of those of `c`."""
-    length = np.int32(c.shape[1])
+def matmul(rows, columns, inner, how_left, left, how_right, right, beta, out):
+    """BLAS's dgemm on C-contiguous arrays of any shapes: ``out = left @ right + beta * out``.
+
+    The factors have the shapes (rows, inner) and (inner, columns), after they are transposed if
+    `how_left` or `how_right` says so.
+    """
+    # BLAS sees all arrays transposed, and multiplies them in the other order
     gemm(
-        val_to_int_ptr(how_a),
-        val_to_int_ptr(how_b),
-        val_to_int_ptr(np.int32(m)),
-        val_to_int_ptr(np.int32(n)),
-        val_to_int_ptr(np.int32(k)),
+        val_to_int_ptr(how_right),
+        val_to_int_ptr(how_left),
+        val_to_int_ptr(np.int32(columns)),
+        val_to_int_ptr(np.int32(rows)),
+        val_to_int_ptr(np.int32(inner)),
         val_to_dptr(1.0),
-        a.ctypes,
-        val_to_int_ptr(length),
-        b.ctypes,
-        val_to_int_ptr(length),
+        right.ctypes,
+        val_to_int_ptr(np.int32(max(1, columns if how_right == AS_IS else inner))),
+        left.ctypes,
+        val_to_int_ptr(np.int32(max(1, inner if how_left == AS_IS else rows))),
         val_to_dptr(beta),
-        c.ctypes,
-        val_to_int_ptr(length),
+        out.ctypes,
+        val_to_int_ptr(np.int32(max(1, columns))),
     )

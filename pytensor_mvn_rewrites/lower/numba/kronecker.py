@@ -1,0 +1,256 @@
+"""The kernel of a Kronecker product plus noise, its Kronecker factors decomposed.
+
+Layout: the rows that share the covariance are one long vector, whose entries are numbered by one
+index for each Kronecker factor and one for the row. A Kronecker product times that vector is, for
+each Kronecker factor in turn, one product of matrices that takes an axis from one end and puts it
+at the other: BLAS, without a copy. The gradient of a Kronecker factor is a product of matrices as
+well, for which the entries are copied with its axis in front.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from pytensor.link.numba.dispatch.basic import register_funcify_and_cache_key
+
+from pytensor_mvn_rewrites.lower.numba.jit import njit_exact
+from pytensor_mvn_rewrites.lower.numba.lapack import AS_IS, TRANSPOSED, matmul
+from pytensor_mvn_rewrites.lower.numba.structured import (
+    N_ROWS,
+    N_SIZES,
+    SIZES,
+    N,
+    NodeFunction,
+    Operand,
+    entry,
+    funcify,
+    is_wanted,
+    rows_of,
+)
+from pytensor_mvn_rewrites.lower.numba.vectors import load, store, store_bool
+from pytensor_mvn_rewrites.ops import (
+    DecomposedKroneckerQuadLogdet,
+    DecomposedKroneckerQuadLogdetPullback,
+)
+
+NAMES = (
+    *("delta", "noise", "g_quad", "g_half_logdet"),
+    *("quaddist", "half_logdet", "posdef", "d_delta", "d_noise"),
+)
+DELTA, NOISE, G_QUAD, G_HALF_LOGDET, QUADDIST, HALF_LOGDET, POSDEF, D_DELTA, D_NOISE = range(9)
+#: The operands of the first Kronecker factor; those of the others follow
+FACTOR_NAMES = ("eigenvectors", "eigenvalues", "d_factor")
+EIGENVECTORS, EIGENVALUES, D_FACTOR = range(9, 12)
+PER_FACTOR = 3
+
+EPS = float(np.finfo("float64").eps)
+
+
+@register_funcify_and_cache_key(DecomposedKroneckerQuadLogdet)
+def numba_funcify_kronecker(op, node, **kwargs):
+    """The function of a node, and its key."""
+    return funcify(op, node, kronecker_function, **kwargs)
+
+
+@register_funcify_and_cache_key(DecomposedKroneckerQuadLogdetPullback)
+def numba_funcify_kronecker_pullback(op, node, **kwargs):
+    """The function of a node, and its key."""
+    return funcify(op, node, kronecker_function, **kwargs)
+
+
+def kronecker_function(op, node) -> NodeFunction:
+    """The function that a node calls, for the value or the gradient."""
+    factors = range(op.n_factors)
+    rows = rows_of(node.inputs[0], 1)
+    inputs = [Operand("delta", rows, ("n",)), Operand("noise", "")]
+    inputs += [Operand(f"eigenvectors{k}", "", (f"n{k}", f"n{k}")) for k in factors]
+    inputs += [Operand(f"eigenvalues{k}", "", (f"n{k}",)) for k in factors]
+    if isinstance(op, DecomposedKroneckerQuadLogdetPullback):
+        g_quad, g_half_logdet = node.inputs[-2:]
+        inputs.append(Operand("g_quad", rows_of(g_quad, 0)))
+        inputs.append(Operand("g_half_logdet", rows_of(g_half_logdet, 0)))
+        outputs = [Operand("d_delta", rows, ("n",)), Operand("d_noise", "")]
+        outputs += [Operand(f"d_factor{k}", "", (f"n{k}", f"n{k}")) for k in factors]
+    else:
+        outputs = [Operand("quaddist", rows), Operand("half_logdet", rows)]
+        outputs.append(Operand("posdef", rows, dtype="bool_"))
+    places = [*NAMES, *(f"{name}{k}" for k in factors for name in FACTOR_NAMES)]
+    sizes = [f"n{k}" for k in factors]
+    condition = f"n == {' * '.join(sizes)}"
+    return NodeFunction("kronecker", inputs, outputs, places, sizes, condition)
+
+
+def kronecker_kernel() -> Callable:
+    """The kernel, to be compiled."""
+    return run_rows
+
+
+def run_rows(table):
+    """Rotate all rows at once, then the value, or the gradients."""
+    n, n_rows = table[N], table[N_ROWS]
+    largest = 1
+    for k in range(table[N_SIZES]):
+        largest = max(largest, table[SIZES + k])
+    spectrum = np.empty(n)
+    posdef = fill_spectrum(table, largest, spectrum)
+    matrix = np.empty(largest * largest)
+    rotated, scratch = np.empty(n * n_rows), np.empty(n * n_rows)
+    for r in range(n_rows):
+        for i in range(n):
+            scratch[r * n + i] = load(entry(table, DELTA, r, 0, i))
+    rotated, scratch = rotate(table, n * n_rows, scratch, rotated, matrix)
+    if is_wanted(table, QUADDIST):
+        store_value(table, spectrum, posdef, rotated)
+    else:
+        for i in range(n):
+            for r in range(n_rows):
+                rotated[i * n_rows + r] /= spectrum[i]
+        store_factor_gradients(table, largest, spectrum, rotated, scratch, matrix)
+        store_other_gradients(table, spectrum, rotated, scratch, matrix)
+
+
+@njit_exact
+def fill_spectrum(table, largest, spectrum):
+    """The eigenvalues of the covariance, NaN where one is not positive, and whether all are."""
+    fill_products(table, -1, spectrum)
+    noise = load(entry(table, NOISE, 0, 0, 0))
+    most = 0.0
+    for i in range(spectrum.size):
+        spectrum[i] += noise
+        most = max(most, abs(spectrum[i]))
+    posdef = True
+    for i in range(spectrum.size):
+        posdef &= spectrum[i] > EPS * largest * most
+    if not posdef:
+        spectrum[:] = np.nan
+    return posdef
+
+
+@njit_exact
+def fill_products(table, left_out, out):
+    """The diagonal of the Kronecker product of all eigenvalues but those of one Kronecker factor,
+    which count as ones.
+    """
+    out[0] = 1.0
+    length = 1
+    for k in range(table[N_SIZES]):
+        size = table[SIZES + k]
+        for i in range(length - 1, -1, -1):
+            product = out[i]
+            for j in range(size):
+                value = load(entry(table, EIGENVALUES + PER_FACTOR * k, 0, 0, j))
+                out[i * size + j] = product if k == left_out else product * value
+        length *= size
+
+
+@njit_exact
+def load_matrix(table, k, matrix):
+    """The eigenvectors of a Kronecker factor, one row after the other."""
+    size = table[SIZES + k]
+    for i in range(size):
+        for j in range(size):
+            matrix[i * size + j] = load(entry(table, EIGENVECTORS + PER_FACTOR * k, 0, i, j))
+
+
+@njit_exact
+def rotate(table, length, rows, out, matrix):
+    """The Kronecker product of all eigenvectors, transposed, times each row: rows -> columns.
+
+    Both arrays are used; the one with the result comes first.
+    """
+    # invariant: the axis of the next matrix comes last, those before it were moved to the front
+    for k in range(table[N_SIZES] - 1, -1, -1):
+        size = table[SIZES + k]
+        load_matrix(table, k, matrix)
+        matmul(size, length // size, size, TRANSPOSED, matrix, TRANSPOSED, rows, 0.0, out)
+        rows, out = out, rows
+    return rows, out
+
+
+@njit_exact
+def rotate_back(table, length, columns, out, matrix):
+    """The Kronecker product of all eigenvectors times each column: columns -> rows.
+
+    Both arrays are used; the one with the result comes first.
+    """
+    # invariant: the axis of the next matrix comes first, those after it were moved to the back
+    for k in range(table[N_SIZES]):
+        size = table[SIZES + k]
+        load_matrix(table, k, matrix)
+        matmul(length // size, size, size, TRANSPOSED, columns, TRANSPOSED, matrix, 0.0, out)
+        columns, out = out, columns
+    return columns, out
+
+
+@njit_exact
+def store_value(table, spectrum, posdef, rotated):
+    """Quadratic forms, and half the log-determinant."""
+    n_rows = table[N_ROWS]
+    half_logdet = 0.0
+    for i in range(spectrum.size):
+        half_logdet += 0.5 * np.log(spectrum[i])
+    for r in range(n_rows):
+        quad = 0.0
+        for i in range(spectrum.size):
+            quad += rotated[i * n_rows + r] * rotated[i * n_rows + r] / spectrum[i]
+        store(entry(table, QUADDIST, r, 0, 0), quad)
+        store(entry(table, HALF_LOGDET, r, 0, 0), half_logdet)
+        store_bool(entry(table, POSDEF, r, 0, 0), posdef)
+
+
+@njit_exact
+def store_factor_gradients(table, largest, spectrum, t, front, matrix):
+    """The gradient of each Kronecker factor; `t` is what was rotated, over the spectrum."""
+    n_rows = table[N_ROWS]
+    others, weighted = np.empty(spectrum.size), np.empty(t.size)
+    half_inverse, half = np.empty(largest), np.empty(largest * largest)
+    products = np.empty(largest * largest)
+    half_g = 0.0
+    for r in range(n_rows):
+        half_g += 0.5 * load(entry(table, G_HALF_LOGDET, r, 0, 0))
+    left = 1
+    for k in range(table[N_SIZES]):
+        size = table[SIZES + k]
+        right = spectrum.size // (left * size)
+        fill_products(table, k, others)
+        # the diagonal of the partial trace of the inverse
+        half_inverse[:] = 0.0
+        for i in range(spectrum.size):
+            a = i // right % size
+            half_inverse[a] += half_g * others[i] / spectrum[i]
+            place = (a * left + i // (right * size)) * right + i % right
+            for r in range(n_rows):
+                front[place * n_rows + r] = t[i * n_rows + r]
+                g = load(entry(table, G_QUAD, r, 0, 0))
+                weighted[place * n_rows + r] = -g * others[i] * t[i * n_rows + r]
+        inner = t.size // size
+        matmul(size, size, inner, AS_IS, weighted, TRANSPOSED, front, 0.0, products)
+        for a in range(size):
+            products[a * size + a] += half_inverse[a]
+        load_matrix(table, k, matrix)
+        matmul(size, size, size, AS_IS, matrix, AS_IS, products, 0.0, half)
+        matmul(size, size, size, AS_IS, half, TRANSPOSED, matrix, 0.0, products)
+        for i in range(size):
+            for j in range(size):
+                # only the lower triangle is an input of the dense graph
+                fold = 1.0 if i == j else 2.0 if j < i else 0.0
+                target = entry(table, D_FACTOR + PER_FACTOR * k, 0, i, j)
+                store(target, fold * products[i * size + j])
+        left *= size
+
+
+@njit_exact
+def store_other_gradients(table, spectrum, t, scratch, matrix):
+    """The gradients of the noise and of the rows; `t` as above, it is overwritten."""
+    n, n_rows = table[N], table[N_ROWS]
+    d_noise = 0.0
+    for r in range(n_rows):
+        half_g = 0.5 * load(entry(table, G_HALF_LOGDET, r, 0, 0))
+        g = load(entry(table, G_QUAD, r, 0, 0))
+        for i in range(n):
+            d_noise += half_g / spectrum[i] - g * t[i * n_rows + r] * t[i * n_rows + r]
+            t[i * n_rows + r] *= 2.0 * g
+    store(entry(table, D_NOISE, 0, 0, 0), d_noise)
+    rows, _ = rotate_back(table, n * n_rows, t, scratch, matrix)
+    for r in range(n_rows):
+        for i in range(n):
+            store(entry(table, D_DELTA, r, 0, i), rows[r * n + i])

@@ -1,0 +1,154 @@
+"""What the kernels of structured covariances share: one covariance, and rows that may share it.
+
+The function that a node calls is generated from the names of the axes of its operands: it checks
+the lengths, allocates the outputs, and calls a kernel with a table of addresses. There is one
+kernel for value and gradient, and for all sizes: its compilation costs more than a decision at run
+time in each of the thousands of evaluations that a sampler needs.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+from pytensor.compile.builders import OpFromGraph
+from pytensor.link.numba.dispatch.basic import numba_funcify_and_cache_key
+
+from pytensor_mvn_rewrites.lower.numba.jit import (
+    Table,
+    call_kernel,
+    compile_source,
+    kernel_address,
+    njit_exact,
+)
+from pytensor_mvn_rewrites.lower.numba_backend import has_kernel
+
+#: The header of the table: number of rows, their length, and how many other sizes follow
+N_ROWS, N, N_SIZES, SIZES = range(4)
+STRIDES = Table.STRIDES
+
+
+class Operand(NamedTuple):
+    """An input or output.
+
+    Attributes
+    ----------
+    name : str
+    rows : str
+        ``"R"`` with one entry for each row, ``"1"`` with one for all of them, ``""`` without such
+        an axis.
+    core : tuple of str
+        Names of the other axes.
+    dtype : str
+    """
+
+    name: str
+    rows: str
+    core: tuple[str, ...] = ()
+    dtype: str = "float64"
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """Names of all axes."""
+        return (*self.rows, *self.core)
+
+
+def rows_of(var, core_ndim: int) -> str:
+    """The `rows` of an operand that stands for a variable."""
+    return "".join(
+        "1" if one else "R" for one in var.type.broadcastable[: var.type.ndim - core_ndim]
+    )
+
+
+class NodeFunction(NamedTuple):
+    """The function that a node calls.
+
+    Attributes
+    ----------
+    kernel : str
+    inputs, outputs : sequence of Operand
+    places : sequence of str
+        Names of the operands in the order of the table; the kernel sees those that this node does
+        not have as not wanted.
+    sizes : sequence of str
+        What follows the number of rows and their length in the header, by names of axes.
+    condition : str
+        What must hold for the lengths of axes besides.
+    """
+
+    kernel: str
+    inputs: Sequence[Operand]
+    outputs: Sequence[Operand]
+    places: Sequence[str]
+    sizes: Sequence[str] = ()
+    condition: str = "True"
+
+    def source(self, name: str) -> str:
+        """Its source."""
+        rows = {operand.name: operand.rows for operand in (*self.inputs, *self.outputs)}
+        axes = ",".join(rows.get(place, "") for place in self.places)
+        header = ", ".join(("R", "n", str(len(self.sizes)), *self.sizes))
+        operands = ", ".join(place if place in rows else "None" for place in self.places)
+        lines = [
+            *self._lengths(name),
+            *(
+                f"{out.name} = np.empty(({''.join(f'{a}, ' for a in out.axes)}), np.{out.dtype})"
+                for out in self.outputs
+            ),
+            f'call_kernel("{self.kernel}", "{axes}", ({header}), ({operands}))',
+            f"return {', '.join(out.name for out in self.outputs)}",
+        ]
+        arguments = ", ".join(operand.name for operand in self.inputs)
+        return "\n    ".join([f"def {name}({arguments}):", *lines]) + "\n"
+
+    def _lengths(self, name: str) -> Iterator[str]:
+        """The lengths of the axes; ValueError where operands disagree."""
+        known = {"1"}
+        agree = [self.condition]
+        for operand in self.inputs:
+            for position, axis in enumerate(operand.axes):
+                length = f"{operand.name}.shape[{position}]"
+                if axis in known:
+                    agree.append(f"{length} == {axis}")
+                else:
+                    known.add(axis)
+                    yield f"{axis} = {length}"
+        if "R" not in known:
+            yield "R = 1"
+        yield f"if not ({' and '.join(agree)}):"
+        yield f'    raise ValueError("{name}: the shapes of the inputs do not agree")'
+
+
+def funcify(op, node, function: Callable[..., NodeFunction], **kwargs) -> tuple[Callable, str]:
+    """Compile what `function` says of a node, or its inner graph if no kernel covers it."""
+    if not has_kernel(node):
+        return numba_funcify_and_cache_key.dispatch(OpFromGraph)(op, node, **kwargs)
+    described = function(op, node)
+    # now, rather than in the first call
+    kernel_address(described.kernel)
+    name = type(op).__name__
+    return _compiled(described.source(name), name)
+
+
+@lru_cache(maxsize=1024)
+def _compiled(source: str, name: str) -> tuple[Callable, str]:
+    """One function for all nodes of the same source: Numba compiles it once."""
+    return compile_source(source, name, {"call_kernel": call_kernel})
+
+
+@njit_exact
+def start_of(table, operand):
+    """Where the numbers of the operand of a place start in the table."""
+    return SIZES + table[N_SIZES] + STRIDES * operand
+
+
+@njit_exact
+def is_wanted(table, operand):
+    """Whether the node has an operand."""
+    return table[start_of(table, operand)] != 0
+
+
+@njit_exact
+def entry(table, operand, row, i, j):
+    """The address of an entry of a matrix; those of vectors are numbered by `j`."""
+    start = start_of(table, operand)
+    return table[start] + row * table[start + 1] + i * table[start + 3] + j * table[start + 4]

@@ -1,0 +1,125 @@
+"""The kernels of structured covariances against the graphs of their ops."""
+
+import numpy as np
+import pytensor
+import pytensor.tensor as pt
+import pytest
+from numpy.testing import assert_array_equal
+
+from pytensor_mvn_rewrites.lower.numba_backend import STRUCTURED_OPS
+from pytensor_mvn_rewrites.ops import FiniteEigh, noisy_kronecker_quad_logdet
+from tests.harness import assert_close, evaluate, spd
+
+
+def kronecker(delta, sizes=(2, 3), batch=(), dtype="float64"):
+    """Variables, outputs, and values by a random generator."""
+    factors = [pt.tensor(shape=(*batch, None, None), dtype=dtype) for _ in sizes]
+    noise = pt.scalar("noise", dtype=dtype)
+    outputs = noisy_kronecker_quad_logdet(delta, noise, factors)
+
+    def values(rng):
+        return [np.asarray(0.3), *(spd(rng, *batch, n=n) for n in sizes)]
+
+    return [noise, *factors], outputs, values
+
+
+def three_factors(delta):
+    return kronecker(delta, (2, 1, 3))
+
+
+def one_factor(delta):
+    return kronecker(delta, (6,))
+
+
+DENSITIES = [kronecker, three_factors, one_factor]
+
+
+def compiled(delta, density, mode, **kwargs):
+    """Values and gradients with a weight of its own for each row."""
+    parameters, (quaddist, half_logdet, posdef), values = density(delta, **kwargs)
+    weight = pt.tensor("weight", shape=quaddist.type.shape, dtype=delta.type.dtype)
+    cost = (weight * quaddist).sum() + (pt.exp(weight) * half_logdet).sum()
+    wrt = [delta, *parameters]
+    outputs = [quaddist, half_logdet, posdef, *pt.grad(cost, wrt)]
+    inputs = [*wrt, weight]
+    if mode is None:
+        return lambda *args: evaluate(outputs, dict(zip(inputs, args, strict=True))), values
+    return pytensor.function(inputs, outputs, mode=mode), values
+
+
+def structured_nodes(fn):
+    return [type(n.op) for n in fn.maker.fgraph.toposort() if isinstance(n.op, STRUCTURED_OPS)]
+
+
+@pytest.mark.parametrize("density", DENSITIES)
+@pytest.mark.parametrize(
+    ("static", "lengths"),
+    [((), [()]), ((None,), [(4,), (1,), (0,)]), ((1,), [(1,)])],
+    ids=["one vector", "rows", "one row"],
+)
+def test_numbers(rng, density, static, lengths):
+    delta = pt.tensor("delta", shape=(*static, 6))
+    fn, values = compiled(delta, density, "NUMBA")
+    expected_fn, _ = compiled(delta, density, None)
+    assert set(structured_nodes(fn)) <= set(STRUCTURED_OPS)
+    assert len(structured_nodes(fn)) >= 3
+    for rows in lengths:
+        arguments = [rng.normal(size=(*rows, 6)), *values(rng), rng.normal(size=rows)]
+        # neither C- nor F-contiguous
+        arguments[1:] = [
+            np.repeat(arg, 2, -1)[..., ::2] if arg.ndim else arg for arg in arguments[1:]
+        ]
+        copies = [arg.copy() for arg in arguments]
+        for got, want in zip(fn(*arguments), expected_fn(*arguments), strict=True):
+            assert got.dtype == want.dtype
+            assert_close(got, want, "gradient", condition=1e2)
+        for arg, copy in zip(arguments, copies, strict=True):
+            assert_array_equal(arg, copy)
+    if static == (None,):
+        arguments = [rng.normal(size=(3, 6)), *values(rng), rng.normal(size=3)]
+        for k in range(1, len(arguments)):
+            for bad in (-9.0, np.nan, np.inf):
+                changed = [arg.copy() for arg in arguments]
+                changed[k][...] = bad
+                with np.errstate(all="ignore"):
+                    expected = expected_fn(*changed)
+                for got, want in zip(fn(*changed), expected, strict=True):
+                    assert_array_equal(np.isnan(got), np.isnan(want))
+
+
+def test_shapes_that_do_not_agree(rng):
+    fn, values = compiled(pt.matrix("delta"), kronecker, "NUMBA")
+    arguments = [rng.normal(size=(3, 6)), *values(rng), rng.normal(size=3)]
+    for k, wrong in ((0, np.ones((3, 5))), (0, np.ones((2, 6))), (2, np.ones((2, 3)))):
+        changed = list(arguments)
+        changed[k] = wrong
+        with pytest.raises(ValueError, match=r"do not agree|not compatible|Incompatible|broadcast"):
+            fn(*changed)
+
+
+NOT_COVERED = {
+    "float32": ((6,), {"dtype": "float32"}),
+    "a batch of matrices": ((6,), {"batch": (4,)}),
+    "two batch dimensions of rows": ((2, 4, 6), {}),
+}
+
+
+@pytest.mark.parametrize("case", NOT_COVERED)
+def test_not_covered(case):
+    """The formulas are inlined; only the decompositions may have a kernel. Nothing is compiled."""
+    shape, kwargs = NOT_COVERED[case]
+    delta = pt.tensor("delta", shape=shape, dtype=kwargs.get("dtype", "float64"))
+    fn, _ = compiled(delta, kronecker, "NUMBA", **kwargs)
+    assert set(structured_nodes(fn)) <= {FiniteEigh}
+
+
+def test_constants_are_decomposed_once(rng):
+    """The decomposition of a constant Kronecker factor is a constant."""
+    delta, noise, factor = pt.vector("delta"), pt.scalar("noise"), pt.matrix("factor")
+    outputs = noisy_kronecker_quad_logdet(delta, noise, [factor, pt.constant(spd(rng, n=3))])
+    fn = pytensor.function([delta, noise, factor], outputs, mode="NUMBA")
+    assert structured_nodes(fn).count(FiniteEigh) == 1
+    values = [rng.normal(size=6), np.asarray(0.3), spd(rng, n=2)]
+    expected = evaluate(outputs, dict(zip([delta, noise, factor], values, strict=True)))
+    for got, want in zip(fn(*values), expected, strict=True):
+        assert_close(got, want, "value", condition=1e2)
