@@ -27,9 +27,12 @@ from pytensor_mvn_rewrites.matching import Tensor
 from pytensor_mvn_rewrites.ops import (
     DecomposedKroneckerQuadLogdet,
     DecomposedKroneckerQuadLogdetPullback,
+    DecomposedLowRankQuadLogdet,
+    DecomposedLowRankQuadLogdetPullback,
     FiniteEigh,
     InvQuadLogdet,
     InvQuadLogdetPullback,
+    LowRankFactorization,
     MvNormalLogp,
     MvNormalLogpPullback,
     PackedCholesky,
@@ -262,6 +265,9 @@ STRUCTURED_OPS = (
     FiniteEigh,
     DecomposedKroneckerQuadLogdet,
     DecomposedKroneckerQuadLogdetPullback,
+    LowRankFactorization,
+    DecomposedLowRankQuadLogdet,
+    DecomposedLowRankQuadLogdetPullback,
 )
 
 #: Ops that have a kernel as they are

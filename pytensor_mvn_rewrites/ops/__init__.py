@@ -10,6 +10,9 @@ from pytensor_mvn_rewrites.ops.kronecker import (
     noisy_kronecker_quad_logdet,
 )
 from pytensor_mvn_rewrites.ops.low_rank import (
+    DecomposedLowRankQuadLogdet,
+    DecomposedLowRankQuadLogdetPullback,
+    LowRankFactorization,
     LowRankQuadLogdet,
     LowRankQuadLogdetPullback,
     low_rank_quad_logdet,
@@ -29,11 +32,14 @@ from pytensor_mvn_rewrites.ops.quadlogdet import (
 __all__ = [
     "DecomposedKroneckerQuadLogdet",
     "DecomposedKroneckerQuadLogdetPullback",
+    "DecomposedLowRankQuadLogdet",
+    "DecomposedLowRankQuadLogdetPullback",
     "ExpmQuadLogdet",
     "ExpmQuadLogdetPullback",
     "FiniteEigh",
     "InvQuadLogdet",
     "InvQuadLogdetPullback",
+    "LowRankFactorization",
     "LowRankQuadLogdet",
     "LowRankQuadLogdetPullback",
     "MvNormalLogp",

@@ -4,33 +4,46 @@ import numpy as np
 import pytensor.tensor as pt
 
 from pytensor_mvn_rewrites.ops.eigen import length
-from pytensor_mvn_rewrites.ops.gaussian import GaussianPullbackOp, QuadLogdetOp
+from pytensor_mvn_rewrites.ops.gaussian import FusedOp, GaussianPullbackOp, PullbackOp, QuadLogdetOp
 
 
-def factorize(factor, diag):
+class LowRankFactorization(FusedOp):
     r"""The QR factorization of :math:`[D^{-1/2} W; I_k]`, and the root of the diagonal.
 
-    It is the Cholesky factorization :math:`R^\top R` of the capacitance matrix
-    :math:`M = I_k + W^\top D^{-1} W` without forming M, whose condition number is the square.
+    Signature ``(n,k),(n)->(n),(n,k),(k,k),(k)``. It is the Cholesky factorization :math:`R^\top R`
+    of the capacitance matrix :math:`M = I_k + W^\top D^{-1} W` without forming M, whose condition
+    number is the square.
 
-    Returns
-    -------
-    root : tensor, shape (..., n)
-        :math:`D^{1/2}`, NaN where the diagonal is not positive.
-    Q : tensor, shape (..., n, k)
-        :math:`D^{-1/2} W R^{-1}`.
-    inv_R : tensor, shape (..., k, k)
-        :math:`R^{-1}`: the part of the orthogonal factor below Q.
-    diag_R : tensor, shape (..., k)
-        Absolute values of the diagonal of R.
+    Inputs
+        factor : float, shape (..., n, k); diag : float, shape (..., n).
+
+    Outputs
+        root : float, shape (..., n), :math:`D^{1/2}`, NaN where the diagonal is not positive;
+        Q : float, shape (..., n, k), :math:`D^{-1/2} W R^{-1}`;
+        inv_R : float, shape (..., k, k), :math:`R^{-1}`, the part of the orthogonal factor below Q;
+        diag_R : float, shape (..., k), absolute values of the diagonal of R.
     """
-    root = pt.sqrt(pt.switch(diag > 0, diag, np.asarray(np.nan, dtype=diag.type.dtype)))
-    V = factor / root[..., None]
-    n, k = length(V, -2), length(V)
-    eye = pt.eye(k, dtype=V.type.dtype)
-    identity = pt.broadcast_to(eye, (*tuple(V.shape)[:-2], k, k)) if V.type.ndim > 2 else eye
-    Q, R = pt.linalg.qr(pt.join(-2, V, identity), mode="economic")
-    return root, Q[..., :n, :], Q[..., n:, :], pt.abs(pt.diagonal(R, axis1=-2, axis2=-1))
+
+    __props__ = ()
+    core_ndims = (2, 1)
+    out_core_ndims = (1, 2, 2, 1)
+
+    def build_inner_graph(self, factor, diag):
+        """The factorization, in plain PyTensor."""
+        root = pt.sqrt(pt.switch(diag > 0, diag, np.asarray(np.nan, dtype=diag.type.dtype)))
+        V = factor / root[..., None]
+        n, k = length(V, -2), length(V)
+        eye = pt.eye(k, dtype=V.type.dtype)
+        identity = pt.broadcast_to(eye, (*tuple(V.shape)[:-2], k, k)) if V.type.ndim > 2 else eye
+        Q, R = pt.linalg.qr(pt.join(-2, V, identity), mode="economic")
+        diag_R = pt.abs(pt.diagonal(R, axis1=-2, axis2=-1))
+        return [root, Q[..., :n, :], Q[..., n:, :], diag_R]
+
+    def infer_shape(self, node, shapes):
+        """Batch shape by broadcasting, but for the root; core shapes from the factor."""
+        batch = tuple(self.batch_shape(node, shapes))
+        *_, n, k = shapes[0]
+        return [shapes[1], (*batch, n, k), (*batch, k, k), (*batch, k)]
 
 
 def times(matrix, vectors):
@@ -47,7 +60,7 @@ class LowRankQuadLogdet(QuadLogdetOp):
               \Sigma = W W^\top + D
 
     By Woodbury's identity and the matrix determinant lemma, with :math:`z = D^{-1/2} \delta` and
-    the factorization of :func:`factorize`,
+    the factorization of :class:`LowRankFactorization`,
 
     .. math:: q = \|z - Q Q^\top z\|^2 + \|R^{-1} Q^\top z\|^2, \qquad
               h = \tfrac12 \sum_i \log d_i + \sum_j \log |R_{jj}|
@@ -67,17 +80,8 @@ class LowRankQuadLogdet(QuadLogdetOp):
 
     def build_inner_graph(self, delta, factor, diag):
         """The formula, in plain PyTensor."""
-        root, Q, inv_R, diag_R = factorize(factor, diag)
-        z = delta / root
-        c = times(Q.mT, z)
-        quaddist = ((z - times(Q, c)) ** 2).sum(axis=-1) + (times(inv_R, c) ** 2).sum(axis=-1)
-        half_logdet = pt.log(root).sum(axis=-1) + pt.log(diag_R).sum(axis=-1)
-        posdef = pt.all(diag > 0, axis=-1) & pt.all(diag_R > 0, axis=-1)
-        return [
-            quaddist,
-            pt.broadcast_to(half_logdet, quaddist.shape),
-            pt.broadcast_to(posdef, quaddist.shape),
-        ]
+        decomposed = LowRankFactorization()(factor, diag, return_list=True)
+        return DecomposedLowRankQuadLogdet()(delta, *decomposed, return_list=True)
 
     def pullback_op(self):
         """Closed form."""
@@ -105,7 +109,54 @@ class LowRankQuadLogdetPullback(GaussianPullbackOp):
 
     def build_inner_graph(self, delta, factor, diag, g_quad, g_half_logdet):
         """The formulas, in plain PyTensor."""
-        root, Q, inv_R, _ = factorize(factor, diag)
+        root, Q, inv_R, _ = LowRankFactorization()(factor, diag, return_list=True)
+        inputs = (delta, factor, diag, root, Q, inv_R, g_quad, g_half_logdet)
+        return DecomposedLowRankQuadLogdetPullback()(*inputs, return_list=True)
+
+
+class DecomposedLowRankQuadLogdet(FusedOp):
+    """:class:`LowRankQuadLogdet` after its factorization.
+
+    Signature ``(n),(n),(n,k),(k,k),(k)->(),(),()``: delta, then the outputs of
+    :class:`LowRankFactorization`. The formula of that op holds this one, so that its gradient
+    shares the factorization.
+    """
+
+    __props__ = ()
+    core_ndims = (1, 1, 2, 2, 1)
+    out_core_ndims = (0, 0, 0)
+
+    def build_inner_graph(self, delta, root, Q, inv_R, diag_R):
+        """The formula, in plain PyTensor."""
+        z = delta / root
+        c = times(Q.mT, z)
+        quaddist = ((z - times(Q, c)) ** 2).sum(axis=-1) + (times(inv_R, c) ** 2).sum(axis=-1)
+        half_logdet = pt.log(root).sum(axis=-1) + pt.log(diag_R).sum(axis=-1)
+        posdef = pt.all(root > 0, axis=-1) & pt.all(diag_R > 0, axis=-1)
+        return [
+            quaddist,
+            pt.broadcast_to(half_logdet, quaddist.shape),
+            pt.broadcast_to(posdef, quaddist.shape),
+        ]
+
+    def infer_shape(self, node, shapes):
+        """The joint batch shape."""
+        return [tuple(self.batch_shape(node, shapes))] * 3
+
+
+class DecomposedLowRankQuadLogdetPullback(PullbackOp):
+    """:class:`LowRankQuadLogdetPullback` after the factorization.
+
+    Signature ``(n),(n,k),(n),(n),(n,k),(k,k),(),()->(n),(n,k),(n)``.
+    """
+
+    __props__ = ()
+    core_ndims = (1, 2, 1, 1, 2, 2, 0, 0)
+    forward_core_ndims = (1, 2, 1)
+    out_core_ndims = (1, 2, 1)
+
+    def build_inner_graph(self, delta, factor, diag, root, Q, inv_R, g_quad, g_half_logdet):
+        """The formulas, in plain PyTensor."""
         z = delta / root
         c = times(Q.mT, z)
         a, u = (z - times(Q, c)) / root, times(inv_R, c)

@@ -7,6 +7,7 @@ from pytensor.tensor.linalg.decomposition.qr import QR
 
 from pytensor_mvn_rewrites.ops import (
     FiniteEigh,
+    LowRankFactorization,
     expm_quad_logdet,
     low_rank_quad_logdet,
     noisy_kronecker_quad_logdet,
@@ -42,7 +43,7 @@ def low_rank(rng):
     d = pt.vector("d", shape=(6,))
     outputs = low_rank_quad_logdet(delta, w, d)
     values = [rng.normal(size=(4, 6)), rng.normal(size=(6, 2)), rng.uniform(1, 2, size=6)]
-    return dict(zip([delta, w, d], values, strict=True)), outputs, QR, 1
+    return dict(zip([delta, w, d], values, strict=True)), outputs, (QR, LowRankFactorization), 1
 
 
 @pytest.mark.parametrize("mode", [PIPELINE_MODE, "NUMBA"], ids=["python", "numba"])

@@ -14,6 +14,7 @@
 `packed_cholesky`  the kernels of ``PackedCholesky``
 `finite_eigh`      the kernel of ``FiniteEigh``
 `kronecker`        the kernel of Kronecker products plus noise
+`low_rank`         the kernels of low rank plus diagonal
 `structured`       what the kernels of structured covariances share
 `vectors`          the vectors that `lanes` is written in
 `jit`              compiles and caches kernels, and calls them by their address
@@ -33,6 +34,7 @@ from pytensor_mvn_rewrites.lower.numba.general import general_kernel
 from pytensor_mvn_rewrites.lower.numba.jit import kernel_address
 from pytensor_mvn_rewrites.lower.numba.kronecker import kronecker_kernel
 from pytensor_mvn_rewrites.lower.numba.lanes import LanesSpec, lanes_kernel
+from pytensor_mvn_rewrites.lower.numba.low_rank import factorization_kernel, low_rank_kernel
 from pytensor_mvn_rewrites.lower.numba.rows import RowsSpec, rows_kernel
 from pytensor_mvn_rewrites.lower.numba.threads import threads_kernel
 from pytensor_mvn_rewrites.lower.numba_backend import NumbaGaussianOp
@@ -55,6 +57,10 @@ def build_kernel(name: str) -> Callable:
             return finite_eigh_kernel()
         case "kronecker":
             return kronecker_kernel()
+        case "low_rank_factorization":
+            return factorization_kernel()
+        case "low_rank":
+            return low_rank_kernel()
         case _:
             return general_kernel(lapack=name == "large")
 

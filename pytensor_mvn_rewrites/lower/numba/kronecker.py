@@ -127,9 +127,7 @@ def fill_spectrum(table, largest, spectrum):
 
 @njit_exact
 def fill_products(table, left_out, out):
-    """The diagonal of the Kronecker product of all eigenvalues but those of one Kronecker factor,
-    which count as ones.
-    """
+    """All products of an eigenvalue of each Kronecker factor; those of one count as ones."""
     out[0] = 1.0
     length = 1
     for k in range(table[N_SIZES]):

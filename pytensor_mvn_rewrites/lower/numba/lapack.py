@@ -33,6 +33,8 @@ _TRTRI_TYPE = types.FunctionType(
 )
 
 potrf = _LAPACK.numba_xpotrf(_FLOAT64)
+geqrf = _LAPACK.numba_xgeqrf(_FLOAT64)
+orgqr = _LAPACK.numba_xorgqr(_FLOAT64)
 syevd = _LAPACK.numba_xsyevd(_FLOAT64)
 gemm = _BLAS.numba_xgemm(_FLOAT64)
 
@@ -115,6 +117,23 @@ def eigh(matrix, eigenvalues):
         info,
     )
     return int_ptr_to_val(info) == 0
+
+
+@njit_exact
+def orthonormalize(rows, diagonal):
+    """Replace rows by orthonormal ones with the same spans, and write the diagonal of the R.
+
+    The QR factorization of the transpose of a C-contiguous matrix of at least as many columns.
+    """
+    count, length = np.int32(rows.shape[0]), np.int32(rows.shape[1])
+    info = val_to_int_ptr(0)
+    # room for LAPACK's blocks of columns
+    tau, work = np.empty(count), np.empty(64 * max(1, count))
+    m, n, lwork = val_to_int_ptr(length), val_to_int_ptr(count), val_to_int_ptr(np.int32(work.size))
+    geqrf(m, n, rows.ctypes, m, tau.ctypes, work.ctypes, lwork, info)
+    for j in range(count):
+        diagonal[j] = rows[j, j]
+    orgqr(m, n, n, rows.ctypes, m, tau.ctypes, work.ctypes, lwork, info)
 
 
 @njit_exact

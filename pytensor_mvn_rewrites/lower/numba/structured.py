@@ -118,7 +118,7 @@ class NodeFunction(NamedTuple):
         yield f'    raise ValueError("{name}: the shapes of the inputs do not agree")'
 
 
-def funcify(op, node, function: Callable[..., NodeFunction], **kwargs) -> tuple[Callable, str]:
+def funcify(op, node, function: Callable[..., NodeFunction], **kwargs):
     """Compile what `function` says of a node, or its inner graph if no kernel covers it."""
     if not has_kernel(node):
         return numba_funcify_and_cache_key.dispatch(OpFromGraph)(op, node, **kwargs)

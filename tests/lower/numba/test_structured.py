@@ -7,7 +7,12 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from pytensor_mvn_rewrites.lower.numba_backend import STRUCTURED_OPS
-from pytensor_mvn_rewrites.ops import FiniteEigh, noisy_kronecker_quad_logdet
+from pytensor_mvn_rewrites.ops import (
+    FiniteEigh,
+    LowRankFactorization,
+    low_rank_quad_logdet,
+    noisy_kronecker_quad_logdet,
+)
 from tests.harness import assert_close, evaluate, spd
 
 
@@ -31,7 +36,18 @@ def one_factor(delta):
     return kronecker(delta, (6,))
 
 
-DENSITIES = [kronecker, three_factors, one_factor]
+def low_rank(delta, batch=(), dtype="float64"):
+    factor = pt.tensor(shape=(*batch, None, None), dtype=dtype)
+    diag = pt.tensor(shape=(*batch, None), dtype=dtype)
+    outputs = low_rank_quad_logdet(delta, factor, diag)
+    return (
+        [factor, diag],
+        outputs,
+        lambda rng: [rng.normal(size=(*batch, 6, 2)), rng.uniform(0.5, 1, size=(*batch, 6))],
+    )
+
+
+DENSITIES = [kronecker, three_factors, one_factor, low_rank]
 
 
 def compiled(delta, density, mode, **kwargs):
@@ -88,13 +104,14 @@ def test_numbers(rng, density, static, lengths):
 
 
 def test_shapes_that_do_not_agree(rng):
-    fn, values = compiled(pt.matrix("delta"), kronecker, "NUMBA")
-    arguments = [rng.normal(size=(3, 6)), *values(rng), rng.normal(size=3)]
-    for k, wrong in ((0, np.ones((3, 5))), (0, np.ones((2, 6))), (2, np.ones((2, 3)))):
-        changed = list(arguments)
-        changed[k] = wrong
-        with pytest.raises(ValueError, match=r"do not agree|not compatible|Incompatible|broadcast"):
-            fn(*changed)
+    for density in (kronecker, low_rank):
+        fn, values = compiled(pt.matrix("delta"), density, "NUMBA")
+        arguments = [rng.normal(size=(3, 6)), *values(rng), rng.normal(size=3)]
+        for k, part in ((0, np.s_[:, :-1]), (0, np.s_[:-1]), (2, np.s_[:-1])):
+            changed = list(arguments)
+            changed[k] = changed[k][part]
+            with pytest.raises(ValueError, match="do not agree"):
+                fn(*changed)
 
 
 NOT_COVERED = {
@@ -104,13 +121,14 @@ NOT_COVERED = {
 }
 
 
+@pytest.mark.parametrize("density", [kronecker, low_rank])
 @pytest.mark.parametrize("case", NOT_COVERED)
-def test_not_covered(case):
+def test_not_covered(case, density):
     """The formulas are inlined; only the decompositions may have a kernel. Nothing is compiled."""
     shape, kwargs = NOT_COVERED[case]
     delta = pt.tensor("delta", shape=shape, dtype=kwargs.get("dtype", "float64"))
-    fn, _ = compiled(delta, kronecker, "NUMBA", **kwargs)
-    assert set(structured_nodes(fn)) <= {FiniteEigh}
+    fn, _ = compiled(delta, density, "NUMBA", **kwargs)
+    assert set(structured_nodes(fn)) <= {FiniteEigh, LowRankFactorization}
 
 
 def test_constants_are_decomposed_once(rng):
