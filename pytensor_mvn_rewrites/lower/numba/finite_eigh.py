@@ -6,8 +6,14 @@ import numpy as np
 from pytensor.link.numba.dispatch.basic import register_funcify_and_cache_key
 
 from pytensor_mvn_rewrites.lower.numba.lapack import eigh
-from pytensor_mvn_rewrites.lower.numba.structured import N, NodeFunction, Operand, entry, funcify
-from pytensor_mvn_rewrites.lower.numba.vectors import load, store
+from pytensor_mvn_rewrites.lower.numba.structured import (
+    N,
+    NodeFunction,
+    Operand,
+    copy_in,
+    copy_out,
+    funcify,
+)
 from pytensor_mvn_rewrites.ops import FiniteEigh
 
 NAMES = ("matrix", "eigenvalues", "eigenvectors")
@@ -35,17 +41,19 @@ def finite_eigh_kernel() -> Callable:
 def decompose(table):
     """The eigenvalues and eigenvectors of a symmetric matrix."""
     n = table[N]
-    rows, eigenvalues = np.empty((n, n)), np.empty(n)
+    matrix, eigenvalues = np.empty(n * n), np.empty(n)
+    copy_in(table, MATRIX, n, n, matrix)
     fine = True
-    for i in range(n):
-        for j in range(n):
-            number = load(entry(table, MATRIX, 0, i, j))
-            fine &= abs(number) < np.inf
-            rows[i, j] = number
+    for number in matrix:
+        fine &= abs(number) < np.inf
     if not fine:
-        rows[:] = 0.0
-    fine &= eigh(rows, eigenvalues)
+        matrix[:] = 0.0
+    fine &= eigh(matrix, eigenvalues)
+    if not fine:
+        eigenvalues[:] = np.nan
     for i in range(n):
-        store(entry(table, EIGENVALUES, 0, 0, i), eigenvalues[i] if fine else np.nan)
-        for j in range(n):
-            store(entry(table, EIGENVECTORS, 0, i, j), rows[j, i])
+        # LAPACK leaves one eigenvector in each row
+        for j in range(i):
+            matrix[i * n + j], matrix[j * n + i] = matrix[j * n + i], matrix[i * n + j]
+    copy_out(table, EIGENVALUES, 1, n, eigenvalues)
+    copy_out(table, EIGENVECTORS, n, n, matrix)

@@ -21,9 +21,11 @@ from pytensor_mvn_rewrites.lower.numba.structured import (
     N,
     NodeFunction,
     Operand,
-    entry,
+    copy_in,
+    copy_out,
     funcify,
     is_wanted,
+    number,
     rows_of,
 )
 from pytensor_mvn_rewrites.lower.numba.vectors import load, store, store_bool
@@ -90,29 +92,27 @@ def run_rows(table):
     largest = 1
     for k in range(table[N_SIZES]):
         largest = max(largest, table[SIZES + k])
-    spectrum = np.empty(n)
-    posdef = fill_spectrum(table, largest, spectrum)
-    matrix = np.empty(largest * largest)
+    spectrum, matrix = np.empty(n), np.empty(largest * largest)
+    posdef = fill_spectrum(table, largest, spectrum, matrix)
     rotated, scratch = np.empty(n * n_rows), np.empty(n * n_rows)
-    for r in range(n_rows):
-        for i in range(n):
-            scratch[r * n + i] = load(entry(table, DELTA, r, 0, i))
+    copy_in(table, DELTA, n_rows, n, scratch)
     rotated, scratch = rotate(table, n * n_rows, scratch, rotated, matrix)
     if is_wanted(table, QUADDIST):
         store_value(table, spectrum, posdef, rotated)
     else:
         for i in range(n):
+            spectrum[i] = 1.0 / spectrum[i]
             for r in range(n_rows):
-                rotated[i * n_rows + r] /= spectrum[i]
+                rotated[i * n_rows + r] *= spectrum[i]
         store_factor_gradients(table, largest, spectrum, rotated, scratch, matrix)
         store_other_gradients(table, spectrum, rotated, scratch, matrix)
 
 
 @njit_exact
-def fill_spectrum(table, largest, spectrum):
+def fill_spectrum(table, largest, spectrum, values):
     """The eigenvalues of the covariance, NaN where one is not positive, and whether all are."""
-    fill_products(table, -1, spectrum)
-    noise = load(entry(table, NOISE, 0, 0, 0))
+    fill_products(table, -1, spectrum, values)
+    noise = load(number(table, NOISE, 0))
     most = 0.0
     for i in range(spectrum.size):
         spectrum[i] += noise
@@ -126,27 +126,24 @@ def fill_spectrum(table, largest, spectrum):
 
 
 @njit_exact
-def fill_products(table, left_out, out):
-    """All products of an eigenvalue of each Kronecker factor; those of one count as ones."""
+def fill_products(table, left_out, out, values):
+    """All products of an eigenvalue of each Kronecker factor; those of one count as ones.
+
+    `values` is scratch.
+    """
     out[0] = 1.0
     length = 1
     for k in range(table[N_SIZES]):
         size = table[SIZES + k]
+        if k == left_out:
+            values[:size] = 1.0
+        else:
+            copy_in(table, EIGENVALUES + PER_FACTOR * k, 1, size, values)
         for i in range(length - 1, -1, -1):
             product = out[i]
             for j in range(size):
-                value = load(entry(table, EIGENVALUES + PER_FACTOR * k, 0, 0, j))
-                out[i * size + j] = product if k == left_out else product * value
+                out[i * size + j] = product * values[j]
         length *= size
-
-
-@njit_exact
-def load_matrix(table, k, matrix):
-    """The eigenvectors of a Kronecker factor, one row after the other."""
-    size = table[SIZES + k]
-    for i in range(size):
-        for j in range(size):
-            matrix[i * size + j] = load(entry(table, EIGENVECTORS + PER_FACTOR * k, 0, i, j))
 
 
 @njit_exact
@@ -158,7 +155,7 @@ def rotate(table, length, rows, out, matrix):
     # invariant: the axis of the next matrix comes last, those before it were moved to the front
     for k in range(table[N_SIZES] - 1, -1, -1):
         size = table[SIZES + k]
-        load_matrix(table, k, matrix)
+        copy_in(table, EIGENVECTORS + PER_FACTOR * k, size, size, matrix)
         matmul(size, length // size, size, TRANSPOSED, matrix, TRANSPOSED, rows, 0.0, out)
         rows, out = out, rows
     return rows, out
@@ -173,7 +170,7 @@ def rotate_back(table, length, columns, out, matrix):
     # invariant: the axis of the next matrix comes first, those after it were moved to the back
     for k in range(table[N_SIZES]):
         size = table[SIZES + k]
-        load_matrix(table, k, matrix)
+        copy_in(table, EIGENVECTORS + PER_FACTOR * k, size, size, matrix)
         matmul(length // size, size, size, TRANSPOSED, columns, TRANSPOSED, matrix, 0.0, out)
         columns, out = out, columns
     return columns, out
@@ -190,65 +187,74 @@ def store_value(table, spectrum, posdef, rotated):
         quad = 0.0
         for i in range(spectrum.size):
             quad += rotated[i * n_rows + r] * rotated[i * n_rows + r] / spectrum[i]
-        store(entry(table, QUADDIST, r, 0, 0), quad)
-        store(entry(table, HALF_LOGDET, r, 0, 0), half_logdet)
-        store_bool(entry(table, POSDEF, r, 0, 0), posdef)
+        store(number(table, QUADDIST, r), quad)
+        store(number(table, HALF_LOGDET, r), half_logdet)
+        store_bool(number(table, POSDEF, r), posdef)
 
 
 @njit_exact
-def store_factor_gradients(table, largest, spectrum, t, front, matrix):
+def store_factor_gradients(table, largest, inverse, t, front, matrix):
     """The gradient of each Kronecker factor; `t` is what was rotated, over the spectrum."""
     n_rows = table[N_ROWS]
-    others, weighted = np.empty(spectrum.size), np.empty(t.size)
-    half_inverse, half = np.empty(largest), np.empty(largest * largest)
-    products = np.empty(largest * largest)
     half_g = 0.0
+    g_quad = np.empty(n_rows)
     for r in range(n_rows):
-        half_g += 0.5 * load(entry(table, G_HALF_LOGDET, r, 0, 0))
+        half_g += 0.5 * load(number(table, G_HALF_LOGDET, r))
+        g_quad[r] = load(number(table, G_QUAD, r))
+    others, weighted = np.empty(inverse.size), np.empty(t.size)
+    products, half = np.empty(largest * largest), np.empty(largest * largest)
+    half_inverse = np.empty(largest)
     left = 1
     for k in range(table[N_SIZES]):
         size = table[SIZES + k]
-        right = spectrum.size // (left * size)
-        fill_products(table, k, others)
-        # the diagonal of the partial trace of the inverse
-        half_inverse[:] = 0.0
-        for i in range(spectrum.size):
-            a = i // right % size
-            half_inverse[a] += half_g * others[i] / spectrum[i]
-            place = (a * left + i // (right * size)) * right + i % right
-            for r in range(n_rows):
-                front[place * n_rows + r] = t[i * n_rows + r]
-                g = load(entry(table, G_QUAD, r, 0, 0))
-                weighted[place * n_rows + r] = -g * others[i] * t[i * n_rows + r]
-        inner = t.size // size
-        matmul(size, size, inner, AS_IS, weighted, TRANSPOSED, front, 0.0, products)
+        fill_products(table, k, others, matrix)
+        bring_to_front(left, size, others, inverse, t, g_quad, front, weighted, half_inverse)
+        matmul(size, size, t.size // size, AS_IS, weighted, TRANSPOSED, front, 0.0, products)
         for a in range(size):
-            products[a * size + a] += half_inverse[a]
-        load_matrix(table, k, matrix)
+            products[a * size + a] += half_g * half_inverse[a]
+        copy_in(table, EIGENVECTORS + PER_FACTOR * k, size, size, matrix)
         matmul(size, size, size, AS_IS, matrix, AS_IS, products, 0.0, half)
         matmul(size, size, size, AS_IS, half, TRANSPOSED, matrix, 0.0, products)
         for i in range(size):
             for j in range(size):
                 # only the lower triangle is an input of the dense graph
-                fold = 1.0 if i == j else 2.0 if j < i else 0.0
-                target = entry(table, D_FACTOR + PER_FACTOR * k, 0, i, j)
-                store(target, fold * products[i * size + j])
+                products[i * size + j] *= 1.0 if i == j else 2.0 if j < i else 0.0
+        copy_out(table, D_FACTOR + PER_FACTOR * k, size, size, products)
         left *= size
 
 
 @njit_exact
-def store_other_gradients(table, spectrum, t, scratch, matrix):
+def bring_to_front(left, size, others, inverse, t, g_quad, front, weighted, half_inverse):
+    """Copy `t` with the axis of a Kronecker factor in front, as it is and weighted.
+
+    Write the diagonal of the partial trace of the inverse.
+    """
+    n_rows = g_quad.size
+    right = others.size // (left * size)
+    half_inverse[:size] = 0.0
+    for i in range(left):
+        for a in range(size):
+            source, target = (i * size + a) * right, (a * left + i) * right
+            for c in range(right):
+                weight = others[source + c]
+                half_inverse[a] += weight * inverse[source + c]
+                for r in range(n_rows):
+                    element = t[(source + c) * n_rows + r]
+                    front[(target + c) * n_rows + r] = element
+                    weighted[(target + c) * n_rows + r] = -weight * g_quad[r] * element
+
+
+@njit_exact
+def store_other_gradients(table, inverse, t, scratch, matrix):
     """The gradients of the noise and of the rows; `t` as above, it is overwritten."""
     n, n_rows = table[N], table[N_ROWS]
     d_noise = 0.0
     for r in range(n_rows):
-        half_g = 0.5 * load(entry(table, G_HALF_LOGDET, r, 0, 0))
-        g = load(entry(table, G_QUAD, r, 0, 0))
+        half_g = 0.5 * load(number(table, G_HALF_LOGDET, r))
+        g = load(number(table, G_QUAD, r))
         for i in range(n):
-            d_noise += half_g / spectrum[i] - g * t[i * n_rows + r] * t[i * n_rows + r]
+            d_noise += half_g * inverse[i] - g * t[i * n_rows + r] * t[i * n_rows + r]
             t[i * n_rows + r] *= 2.0 * g
-    store(entry(table, D_NOISE, 0, 0, 0), d_noise)
+    store(number(table, D_NOISE, 0), d_noise)
     rows, _ = rotate_back(table, n * n_rows, t, scratch, matrix)
-    for r in range(n_rows):
-        for i in range(n):
-            store(entry(table, D_DELTA, r, 0, i), rows[r * n + i])
+    copy_out(table, D_DELTA, n_rows, n, rows)

@@ -17,9 +17,11 @@ from pytensor_mvn_rewrites.lower.numba.structured import (
     N,
     NodeFunction,
     Operand,
-    entry,
+    copy_in,
+    copy_out,
     funcify,
     is_wanted,
+    number,
     rows_of,
 )
 from pytensor_mvn_rewrites.lower.numba.vectors import load, store, store_bool
@@ -98,22 +100,28 @@ def factorization_kernel() -> Callable:
 def factorize(table):
     """The QR factorization of the scaled factor above the identity."""
     n, k = table[N], table[K]
-    columns, diagonal = np.zeros((k, n + k)), np.empty(k)
+    factor, root, inv_R = np.empty(n * k), np.empty(n), np.empty(k * k)
+    # LAPACK's columns are rows here
+    columns, diag_R = np.zeros((k, n + k)), np.empty(k)
+    copy_in(table, FACTOR, n, k, factor)
+    copy_in(table, DIAG, 1, n, root)
     for i in range(n):
-        variance = load(entry(table, DIAG, 0, 0, i))
-        root = np.sqrt(variance) if variance > 0.0 else np.nan
-        store(entry(table, ROOT, 0, 0, i), root)
+        root[i] = np.sqrt(root[i]) if root[i] > 0.0 else np.nan
         for j in range(k):
-            columns[j, i] = load(entry(table, FACTOR, 0, i, j)) / root
+            columns[j, i] = factor[i * k + j] / root[i]
     for j in range(k):
         columns[j, n + j] = 1.0
-    orthonormalize(columns, diagonal)
+    orthonormalize(columns, diag_R)
     for j in range(k):
-        store(entry(table, DIAG_R, 0, 0, j), abs(diagonal[j]))
+        diag_R[j] = abs(diag_R[j])
         for i in range(n):
-            store(entry(table, Q, 0, i, j), columns[j, i])
+            factor[i * k + j] = columns[j, i]
         for i in range(k):
-            store(entry(table, INV_R, 0, i, j), columns[j, n + i])
+            inv_R[i * k + j] = columns[j, n + i]
+    copy_out(table, ROOT, 1, n, root)
+    copy_out(table, Q, n, k, factor)
+    copy_out(table, INV_R, k, k, inv_R)
+    copy_out(table, DIAG_R, 1, k, diag_R)
 
 
 def low_rank_kernel() -> Callable:
@@ -125,14 +133,15 @@ def run_rows(table):
     """Whiten all rows, then the value, or the gradients."""
     n_rows, n, k = table[N_ROWS], table[N], table[K]
     q, inv_R, root = np.empty(n * k), np.empty(k * k), np.empty(n)
-    load_matrix(table, Q, n, q)
-    load_matrix(table, INV_R, k, inv_R)
+    copy_in(table, Q, n, k, q)
+    copy_in(table, INV_R, k, k, inv_R)
     rows, rest = np.empty(n_rows * n), np.empty(n_rows * n)
     c, u = np.empty(n_rows * k), np.empty(n_rows * k)
-    for i in range(n):
-        root[i] = load(entry(table, ROOT, 0, 0, i))
-        for r in range(n_rows):
-            rows[r * n + i] = load(entry(table, DELTA, r, 0, i)) / root[i]
+    copy_in(table, ROOT, 1, n, root)
+    copy_in(table, DELTA, n_rows, n, rows)
+    for r in range(n_rows):
+        for i in range(n):
+            rows[r * n + i] /= root[i]
     take_away_projection(table, q, rows, c, rest)
     matmul(n_rows, k, k, AS_IS, c, TRANSPOSED, inv_R, 0.0, u)
     if is_wanted(table, QUADDIST):
@@ -140,15 +149,6 @@ def run_rows(table):
     else:
         refine(table, root, q, rows, c, rest)
         store_gradients(table, root, q, inv_R, rows, u, rest)
-
-
-@njit_exact
-def load_matrix(table, operand, length, out):
-    """Copy the rows of a matrix of k columns."""
-    k = table[K]
-    for i in range(length):
-        for j in range(k):
-            out[i * k + j] = load(entry(table, operand, 0, i, j))
 
 
 @njit_exact
@@ -170,19 +170,20 @@ def store_value(table, root, rows, u):
     for i in range(n):
         half_logdet += np.log(root[i])
         posdef &= root[i] > 0.0
+    diag_R = np.empty(k)
+    copy_in(table, DIAG_R, 1, k, diag_R)
     for j in range(k):
-        diag_R = load(entry(table, DIAG_R, 0, 0, j))
-        half_logdet += np.log(diag_R)
-        posdef &= diag_R > 0.0
+        half_logdet += np.log(diag_R[j])
+        posdef &= diag_R[j] > 0.0
     for r in range(n_rows):
         quad = 0.0
         for i in range(n):
             quad += rows[r * n + i] * rows[r * n + i]
         for j in range(k):
             quad += u[r * k + j] * u[r * k + j]
-        store(entry(table, QUADDIST, r, 0, 0), quad)
-        store(entry(table, HALF_LOGDET, r, 0, 0), half_logdet)
-        store_bool(entry(table, POSDEF, r, 0, 0), posdef)
+        store(number(table, QUADDIST, r), quad)
+        store(number(table, HALF_LOGDET, r), half_logdet)
+        store_bool(number(table, POSDEF, r), posdef)
 
 
 @njit_exact
@@ -190,18 +191,19 @@ def refine(table, root, q, a, c, rest):
     """Whitened rows -> the inverse of the covariance times the rows, refined by one iteration."""
     n_rows, n, k = table[N_ROWS], table[N], table[K]
     factor, scratch = np.empty(n * k), np.empty(a.size)
-    load_matrix(table, FACTOR, n, factor)
+    delta, diag = np.empty(a.size), np.empty(n)
+    copy_in(table, FACTOR, n, k, factor)
+    copy_in(table, DELTA, n_rows, n, delta)
+    copy_in(table, DIAG, 1, n, diag)
     for r in range(n_rows):
         for i in range(n):
             a[r * n + i] /= root[i]
     matmul(n_rows, k, n, AS_IS, a, AS_IS, factor, 0.0, c)
     matmul(n_rows, n, k, AS_IS, c, TRANSPOSED, factor, 0.0, rest)
-    for i in range(n):
-        variance = load(entry(table, DIAG, 0, 0, i))
-        for r in range(n_rows):
-            delta = load(entry(table, DELTA, r, 0, i))
+    for r in range(n_rows):
+        for i in range(n):
             place = r * n + i
-            rest[place] = (delta - variance * a[place] - rest[place]) / root[i]
+            rest[place] = (delta[place] - diag[i] * a[place] - rest[place]) / root[i]
     take_away_projection(table, q, rest, c, scratch)
     for r in range(n_rows):
         for i in range(n):
@@ -213,23 +215,25 @@ def store_gradients(table, root, q, inv_R, a, u, weighted):
     """The gradients, in the order of the formulas of the op; `weighted` is scratch."""
     n_rows, n, k = table[N_ROWS], table[N], table[K]
     g_sum = 0.0
+    diag, d_diag = np.empty(n), np.zeros(n)
+    copy_in(table, DIAG, 1, n, diag)
     for r in range(n_rows):
-        g_sum += load(entry(table, G_HALF_LOGDET, r, 0, 0))
-        g = load(entry(table, G_QUAD, r, 0, 0))
+        g_sum += load(number(table, G_HALF_LOGDET, r))
+        g = load(number(table, G_QUAD, r))
         for i in range(n):
             weighted[r * n + i] = 2.0 * g * a[r * n + i]
-            store(entry(table, D_DELTA, r, 0, i), weighted[r * n + i])
-    of_quad, inverse_times_factor = np.empty(n * k), np.empty(n * k)
+            d_diag[i] -= g * a[r * n + i] * a[r * n + i]
+    copy_out(table, D_DELTA, n_rows, n, weighted)
+    of_quad, d_factor = np.empty(n * k), np.empty(n * k)
     matmul(n, k, n_rows, TRANSPOSED, weighted, AS_IS, u, 0.0, of_quad)
-    matmul(n, k, k, AS_IS, q, TRANSPOSED, inv_R, 0.0, inverse_times_factor)
+    # the inverse times the factor, first without the root
+    matmul(n, k, k, AS_IS, q, TRANSPOSED, inv_R, 0.0, d_factor)
     for i in range(n):
         rest = 1.0
         for j in range(k):
             place = i * k + j
             rest -= q[place] * q[place]
-            number = g_sum * inverse_times_factor[place] / root[i] - of_quad[place]
-            store(entry(table, D_FACTOR, 0, i, j), number)
-        d_diag = 0.5 * g_sum * rest / load(entry(table, DIAG, 0, 0, i))
-        for r in range(n_rows):
-            d_diag -= 0.5 * weighted[r * n + i] * a[r * n + i]
-        store(entry(table, D_DIAG, 0, 0, i), d_diag)
+            d_factor[place] = g_sum * d_factor[place] / root[i] - of_quad[place]
+        d_diag[i] += 0.5 * g_sum * rest / diag[i]
+    copy_out(table, D_FACTOR, n, k, d_factor)
+    copy_out(table, D_DIAG, 1, n, d_diag)

@@ -20,6 +20,7 @@ from pytensor_mvn_rewrites.lower.numba.jit import (
     kernel_address,
     njit_exact,
 )
+from pytensor_mvn_rewrites.lower.numba.vectors import load, store
 from pytensor_mvn_rewrites.lower.numba_backend import has_kernel
 
 #: The header of the table: number of rows, their length, and how many other sizes follow
@@ -148,7 +149,28 @@ def is_wanted(table, operand):
 
 
 @njit_exact
-def entry(table, operand, row, i, j):
-    """The address of an entry of a matrix; those of vectors are numbered by `j`."""
+def number(table, operand, row):
+    """The address of the number of a row, or of one that has no rows."""
     start = start_of(table, operand)
-    return table[start] + row * table[start + 1] + i * table[start + 3] + j * table[start + 4]
+    return table[start] + row * table[start + 1]
+
+
+@njit_exact
+def copy_in(table, operand, rows, columns, out):
+    """Copy a matrix, a vector or the vectors of all rows to contiguous scratch."""
+    start = start_of(table, operand)
+    # matrices have no batch axis, vectors no second core axis: one of the distances is zero
+    address, row, column = table[start], table[start + 1] + table[start + 3], table[start + 4]
+    for i in range(rows):
+        for j in range(columns):
+            out[i * columns + j] = load(address + i * row + j * column)
+
+
+@njit_exact
+def copy_out(table, operand, rows, columns, numbers):
+    """The reverse."""
+    start = start_of(table, operand)
+    address, row, column = table[start], table[start + 1] + table[start + 3], table[start + 4]
+    for i in range(rows):
+        for j in range(columns):
+            store(address + i * row + j * column, numbers[i * columns + j])
