@@ -193,7 +193,7 @@ def store_value(table, spectrum, posdef, rotated):
 
 
 @njit_exact
-def store_factor_gradients(table, largest, inverse, t, front, matrix):
+def store_factor_gradients(table, largest, inverse, t, scratch, matrix):
     """The gradient of each Kronecker factor; `t` is what was rotated, over the spectrum."""
     n_rows = table[N_ROWS]
     half_g = 0.0
@@ -203,15 +203,20 @@ def store_factor_gradients(table, largest, inverse, t, front, matrix):
         g_quad[r] = load(number(table, G_QUAD, r))
     others, weighted = np.empty(inverse.size), np.empty(t.size)
     products, half = np.empty(largest * largest), np.empty(largest * largest)
-    half_inverse = np.empty(largest)
     left = 1
     for k in range(table[N_SIZES]):
         size = table[SIZES + k]
         fill_products(table, k, others, matrix)
-        bring_to_front(left, size, others, inverse, t, g_quad, front, weighted, half_inverse)
-        matmul(size, size, t.size // size, AS_IS, weighted, TRANSPOSED, front, 0.0, products)
-        for a in range(size):
-            products[a * size + a] += half_g * half_inverse[a]
+        weight_rows(others, g_quad, t, scratch)
+        bring_to_front(left, size, scratch, weighted)
+        bring_to_front(left, size, t, scratch)
+        matmul(size, size, t.size // size, AS_IS, weighted, TRANSPOSED, scratch, 0.0, products)
+        # the diagonal of the partial trace of the inverse
+        run = others.size // (left * size)
+        for i in range(left):
+            for a in range(size):
+                for c in range((i * size + a) * run, (i * size + a + 1) * run):
+                    products[a * size + a] += half_g * others[c] * inverse[c]
         copy_in(table, EIGENVECTORS + PER_FACTOR * k, size, size, matrix)
         matmul(size, size, size, AS_IS, matrix, AS_IS, products, 0.0, half)
         matmul(size, size, size, AS_IS, half, TRANSPOSED, matrix, 0.0, products)
@@ -224,24 +229,22 @@ def store_factor_gradients(table, largest, inverse, t, front, matrix):
 
 
 @njit_exact
-def bring_to_front(left, size, others, inverse, t, g_quad, front, weighted, half_inverse):
-    """Copy `t` with the axis of a Kronecker factor in front, as it is and weighted.
-
-    Write the diagonal of the partial trace of the inverse.
-    """
+def weight_rows(others, g_quad, t, out):
+    """Multiply each entry by the eigenvalues of the others, and by the cotangent of its row."""
     n_rows = g_quad.size
-    right = others.size // (left * size)
-    half_inverse[:size] = 0.0
+    for i in range(others.size):
+        for r in range(n_rows):
+            out[i * n_rows + r] = -others[i] * g_quad[r] * t[i * n_rows + r]
+
+
+@njit_exact
+def bring_to_front(left, size, source, target):
+    """Copy entries with the axis of a Kronecker factor in front of those that precede it."""
+    run = source.size // (left * size)
     for i in range(left):
         for a in range(size):
-            source, target = (i * size + a) * right, (a * left + i) * right
-            for c in range(right):
-                weight = others[source + c]
-                half_inverse[a] += weight * inverse[source + c]
-                for r in range(n_rows):
-                    element = t[(source + c) * n_rows + r]
-                    front[(target + c) * n_rows + r] = element
-                    weighted[(target + c) * n_rows + r] = -weight * g_quad[r] * element
+            for c in range(run):
+                target[(a * left + i) * run + c] = source[(i * size + a) * run + c]
 
 
 @njit_exact
