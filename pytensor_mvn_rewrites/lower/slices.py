@@ -12,7 +12,7 @@ from pytensor.graph.basic import Constant, Variable
 from pytensor.tensor.basic import Join, MakeVector, join
 from pytensor.tensor.elemwise import DimShuffle
 from pytensor.tensor.shape import Reshape, SpecifyShape
-from pytensor.tensor.subtensor import Subtensor, indices_from_subtensor
+from pytensor.tensor.subtensor import AdvancedSubtensor, Subtensor, indices_from_subtensor
 
 from pytensor_mvn_rewrites.matching import Tensor
 from pytensor_mvn_rewrites.pipeline import lower
@@ -97,7 +97,7 @@ def piece_of(var: Variable) -> Piece | None:
     shape, inner = var.type.shape, var
     while inner.owner is not None and keeps_order(inner.owner.op):
         inner = inner.owner.inputs[0]
-    found = slice_of(inner)
+    found = slice_of(inner) or gather_of(inner)
     if found is None:
         return None
     source, positions = found
@@ -127,6 +127,17 @@ def keeps_order(op) -> bool:
         kept = [axis for axis in op.new_order if axis != "x"]
         return kept == sorted(kept)
     return isinstance(op, Reshape | SpecifyShape)
+
+
+def gather_of(var: Variable) -> tuple[Tensor, np.ndarray] | None:
+    """(x, index) for ``x[index]`` of a vector, with a constant vector of positions from 0 on."""
+    match var.owner_op_and_inputs:
+        case (AdvancedSubtensor(idx_list=(0,)), source, Constant(data=index)) if (
+            source.type.ndim == 1 and index.ndim == 1 and index.size
+        ):
+            is_known = index.dtype.kind in "iu" and index.min() >= 0
+            return (source, index.astype("int64")) if is_known else None
+    return None
 
 
 def slice_of(var: Variable) -> tuple[Tensor, np.ndarray] | None:

@@ -16,6 +16,7 @@
 `kronecker`        the kernel of Kronecker products plus noise
 `low_rank`         the kernels of low rank plus diagonal
 `structured`       what the kernels of structured covariances share
+`raveled`          the kernels of ``Unravel`` and ``Ravel``
 `vectors`          the vectors that `lanes` is written in
 `jit`              compiles and caches kernels, and calls them by their address
 =================  =============================================================================
@@ -26,7 +27,7 @@ from functools import lru_cache
 
 from pytensor.link.numba.dispatch.basic import register_funcify_and_cache_key
 
-from pytensor_mvn_rewrites.lower.numba import packed_cholesky
+from pytensor_mvn_rewrites.lower.numba import packed_cholesky, raveled
 from pytensor_mvn_rewrites.lower.numba.blas_rows import blas_rows_kernel
 from pytensor_mvn_rewrites.lower.numba.finite_eigh import finite_eigh_kernel
 from pytensor_mvn_rewrites.lower.numba.frame import KernelSpec, kernel_of_op
@@ -39,7 +40,7 @@ from pytensor_mvn_rewrites.lower.numba.rows import RowsSpec, rows_kernel
 from pytensor_mvn_rewrites.lower.numba.threads import threads_kernel
 from pytensor_mvn_rewrites.lower.numba_backend import NumbaGaussianOp
 
-__all__ = ["KernelSpec", "build_kernel", "packed_cholesky"]
+__all__ = ["KernelSpec", "build_kernel", "packed_cholesky", "raveled"]
 
 
 def build_kernel(name: str) -> Callable:
