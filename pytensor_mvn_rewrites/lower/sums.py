@@ -77,7 +77,7 @@ def total(x: Tensor, axes, node: Apply) -> Tensor:
 def sum_of_sum(fgraph, node: Apply) -> Tensor | None:
     """One sum of x for ``sum(dimshuffle(sum(x, axis)), axis)``."""
     [middle] = node.inputs
-    order: list[int | str] = list(range(middle.type.ndim))
+    order: list = list(range(middle.type.ndim))
     if middle.owner is not None and isinstance(middle.owner.op, DimShuffle):
         if middle.owner.op.drop or len(fgraph.clients[middle]) != 1:
             return None
