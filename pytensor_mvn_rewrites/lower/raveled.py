@@ -21,7 +21,11 @@ from pytensor.tensor.shape import Reshape, SpecifyShape
 from pytensor.tensor.subtensor import AdvancedSubtensor, Subtensor
 from pytensor.tensor.type import TensorType
 
-from pytensor_mvn_rewrites.lower.numba_backend import compiles_for_numba
+from pytensor_mvn_rewrites.lower.numba_backend import (
+    KERNEL_OPS,
+    NumbaGaussianOp,
+    compiles_for_numba,
+)
 from pytensor_mvn_rewrites.lower.slices import (
     Piece,
     entry_of,
@@ -159,16 +163,18 @@ def unravel_at_once(fgraph):
 
     Cost: one node instead of one to four for each of the pieces, that is less to compile, and one
     comparison of lengths. PyTensor's gather, to which stage 4 joins slices, compares nothing.
-    Declines for vectors that are not inputs or that nothing gathers from. Long slices and slices
-    that may be shorter stay what they are.
+    Declines for vectors that are not inputs, and in graphs without a gather or a kernel of ours.
+    Long slices and slices that may be shorter stay what they are.
     """
     if not compiles_for_numba():
         return
+    kernels = (NumbaGaussianOp, *KERNEL_OPS)
+    has_kernels = any(isinstance(node.op, kernels) for node in fgraph.apply_nodes)
     for x in fgraph.inputs:
         if not isinstance(x.type, TensorType) or x.type.ndim != 1:
             continue
         reads = [client for client, _ in fgraph.clients[x] if reads_pieces(client)]
-        if not any(isinstance(node.op, AdvancedSubtensor) for node in reads):
+        if not has_kernels and not any(isinstance(node.op, AdvancedSubtensor) for node in reads):
             continue
         found = {var: piece for node in reads for var, piece in last_pieces(fgraph, node)}
         length = max((last(p) for v, p in found.items() if is_sure(v)), default=0)
@@ -258,7 +264,7 @@ def ravel_at_once(fgraph):
     """join(0, a.reshape(-1), [b], ...)[permutation] -> Ravel(a, b, ...).
 
     Cost: one node instead of one for each array that is reshaped, the join and the gather.
-    Declines for joins of parts whose lengths are not known, or that have no such client or part.
+    Declines for joins of parts whose lengths are not known or whose dtypes differ.
     """
     if not compiles_for_numba():
         return
@@ -266,10 +272,11 @@ def ravel_at_once(fgraph):
         if not isinstance(node.op, Join) or node.op.axis != 0 or node.outputs[0].type.ndim != 1:
             continue
         [old] = node.outputs
-        lengths = [part.type.shape[0] for part in node.inputs]
-        if not all(lengths) or len(lengths) < 3:
+        parts = [before_ravel(part) for part in node.inputs]
+        if any(None in p.type.shape or p.type.dtype != old.type.dtype for p in parts):
             continue
-        if any(part.type.dtype != old.type.dtype for part in node.inputs):
+        lengths = [math.prod(part.type.shape) for part in parts]
+        if not all(lengths):
             continue
         positions = np.arange(sum(lengths))
         found = permuted(fgraph, old, len(positions))
@@ -277,8 +284,8 @@ def ravel_at_once(fgraph):
             old, permutation = found
             positions[permutation] = np.arange(len(permutation))
         parts = [
-            as_scalar(fgraph, part) if length == 1 else before_ravel(part)
-            for part, length in zip(node.inputs, lengths, strict=True)
+            as_scalar(fgraph, part) if length == 1 else part
+            for part, length in zip(parts, lengths, strict=True)
         ]
         ends = np.cumsum(lengths)
         places = tuple(
@@ -298,7 +305,10 @@ def permuted(fgraph, joined: Variable, length: int) -> tuple[Variable, np.ndarra
     if len(fgraph.clients[joined]) != 1:
         return None
     [(client, _)] = fgraph.clients[joined]
-    if not isinstance(client, Apply) or (gather := gather_of(client.outputs[0])) is None:
+    if not isinstance(client.op, AdvancedSubtensor):
+        return None
+    gather = gather_of(client.outputs[0])
+    if gather is None:
         return None
     source, index = gather
     if source is not joined or not np.array_equal(np.sort(index), np.arange(length)):
@@ -307,12 +317,12 @@ def permuted(fgraph, joined: Variable, length: int) -> tuple[Variable, np.ndarra
 
 
 def before_ravel(part: Variable) -> Variable:
-    """The array of known shape whose entries, row by row, are those of a vector."""
+    """The array of known shape that a vector ravels, or the vector itself."""
     inner = part
     while inner.owner is not None and keeps_order(inner.owner.op):
         inner = inner.owner.inputs[0]
-        if None not in inner.type.shape and math.prod(inner.type.shape) == part.type.shape[0]:
-            part = inner if not isinstance(inner, Constant) else part
+        if None not in inner.type.shape:
+            part = inner
     return part
 
 

@@ -1,5 +1,7 @@
 """Sums of sums -> fewer sums, each of which Numba compiles as a loop of its own."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytensor.tensor as pt
 from pytensor.graph.basic import Apply, Constant, Variable
@@ -123,7 +125,7 @@ def sum_of_sums(fgraph, node: Apply) -> Tensor | None:
     """One sum for those of arrays of equal shapes over the same axes."""
     groups: dict[tuple, list[Apply]] = {}
     terms: list[Variable] = []
-    for inp in node.inputs:
+    for inp in added_terms(fgraph, node):
         inner = own_sum(fgraph, inp)
         if inner is None or None in inner.inputs[0].type.shape:
             terms.append(inp)
@@ -136,3 +138,12 @@ def sum_of_sums(fgraph, node: Apply) -> Tensor | None:
         arrays = [inner.inputs[0] for inner in sums]
         terms.append(total(add(*arrays), axes, sums[0]) if len(sums) > 1 else sums[0].outputs[0])
     return add(*terms) if len(terms) > 1 else terms[0]
+
+
+def added_terms(fgraph, node: Apply) -> Iterator[Variable]:
+    """What a node adds, and what is added to it in nodes of its own."""
+    for inp in node.inputs:
+        if inp.owner is not None and is_addition(inp.owner) and len(fgraph.clients[inp]) == 1:
+            yield from added_terms(fgraph, inp.owner)
+        else:
+            yield inp
