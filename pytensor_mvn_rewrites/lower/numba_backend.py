@@ -283,7 +283,8 @@ def lower_to_numba(fgraph):
 
     With matrices ``batch[index]``, and gradients that are scattered to zeros at `index` again, the
     op takes `batch` and `index`: one factorization for each of the G matrices instead of one for
-    each of the R rows, and nothing of size R n^2.
+    each of the R rows, and nothing of size R n^2. The same with means ``batch[index]`` and a matrix
+    for all rows, and then nothing of size R n but the rows themselves.
     """
     if not compiles_for_numba():
         return
@@ -368,11 +369,14 @@ def lowered(fgraph, cls: type[NumbaGaussianOp], forward: Apply | None, pullback:
         if groups is None
         else apply_grouped(cls, param, wanted, inputs, core_ndims, groups)
     )
-    new = dict(zip(wanted, outputs, strict=True))
+    new: dict[str, Tensor] = dict(zip(wanted, outputs, strict=True))
     if groups is not None:
         for k in groups.scatters:
             name = cls.gradient_outputs[k]
             old[name], new[name] = groups.gradient(k, new[name])
+        if groups.shared in gradients:
+            name = cls.gradient_outputs[groups.shared]
+            new[name] = new[name].sum(0)
     if rewrap is not None:
         new["logp_sum"] = rewrap(new["logp_sum"])
     return [(out, matched_type(new[name], out)) for name, out in old.items()]

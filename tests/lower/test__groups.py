@@ -344,3 +344,93 @@ def test_near_miss(name):
         reference = pytensor.function(inputs, outputs, mode=REFERENCE)
     for a, d in zip(function(*given), reference(*given), strict=True):
         assert_allclose(a, d, rtol=1e-10, atol=1e-11)
+
+
+def means_graph(param, n, rows=None, groups=G):
+    """A density of rows that share a matrix, whose means are gathered, and its gradients."""
+    x, index = pt.tensor("x", shape=(rows, n)), pt.lvector("index")
+    mu, matrix = pt.tensor("mu", shape=(groups, n)), pt.tensor("matrix", shape=(n, n))
+    logp, posdef = mvnormal_logp(x, mu[index], matrix, param)
+    grads = pytensor.grad(logp.sum(), [mu, matrix])
+    return [x, mu, matrix, index], [logp.sum(), posdef.all(), *grads]
+
+
+@cache
+def means_functions(param, n):
+    inputs, outputs = means_graph(param, n)
+    with disable():
+        reference = pytensor.function(inputs, outputs, mode=REFERENCE)
+    return pytensor.function(inputs, outputs, mode="NUMBA"), reference
+
+
+@pytest.mark.parametrize(("param", "n"), [("chol", 2), ("cov", 3), ("tau", 8)])
+class TestMeansOfGroups:
+    """Nothing of R n but the rows; the gradient for the matrix is summed over the groups."""
+
+    @staticmethod
+    def inputs(param, n, sizes="blocks", order="unsorted"):
+        x, mu, matrices, index, _ = random_inputs(
+            mvnormal_logp, param, n, "group", SIZES[sizes], order=order
+        )
+        return [x, mu, matrices[0], index]
+
+    @pytest.mark.parametrize("order", ["sorted", "unsorted", "negative"])
+    @pytest.mark.parametrize("sizes", ["blocks", "few rows"])
+    def test_values(self, param, n, sizes, order):
+        assert_agree(means_functions(param, n), self.inputs(param, n, sizes, order))
+
+    def test_graph(self, param, n):
+        lowered, _ = means_functions(param, n)
+        [node] = lowered_nodes(lowered)
+        assert node.op.layout.is_grouped
+        x = lowered.maker.fgraph.inputs[0]
+        matrices = [
+            var
+            for node in lowered.maker.fgraph.apply_nodes
+            for var in node.outputs
+            if var.type.ndim == 2 and var is not x
+        ]
+        assert {var.type.shape for var in matrices} == {(G, n), (n, n)}
+
+    def test_no_rows(self, param, n):
+        total, posdef, *grads = means_functions(param, n)[0](*self.inputs(param, n, "no rows"))
+        assert total == 0
+        assert posdef
+        for grad in grads:
+            assert_array_equal(grad, np.zeros_like(grad))
+
+    @pytest.mark.parametrize("bad", ["indefinite", "nan_row", "huge_row", "inf_mean"])
+    def test_bad_input(self, param, n, bad):
+        x, mu, matrix, index = inputs = self.inputs(param, n)
+        match bad:
+            case "indefinite":
+                matrix[n - 1, n - 1] *= -1.0
+            case "nan_row":
+                x[3, 0] = np.nan
+            case "huge_row":
+                x[3, 0] = 1e200
+            case "inf_mean":
+                mu[index[0], 0] = np.inf
+        if not (param == "tau" and bad == "inf_mean"):
+            # there the reference multiplies it by zeros
+            assert_agree(means_functions(param, n), inputs)
+
+
+@pytest.mark.parametrize(
+    ("rows", "groups", "n"),
+    [(60, G, 2), (None, None, 2), (None, G, 9)],
+    ids=["few rows", "unknown number of groups", "large matrices"],
+)
+def test_means_are_gathered_where_groups_do_not_pay(rows, groups, n):
+    inputs, outputs = means_graph("chol", n, rows, groups)
+    [node] = lowered_nodes(lowered_in_python(inputs, outputs))
+    assert not node.op.layout.is_grouped
+
+
+def test_gradients_for_gathered_means_themselves():
+    inputs, _ = means_graph("chol", 2)
+    [x, mu, matrix, index] = inputs
+    means = mu[index]
+    total = mvnormal_logp(x, means, matrix, "chol")[0].sum()
+    [node] = lowered_nodes(lowered_in_python(inputs, pytensor.grad(total, [means, matrix])))
+    assert not node.op.layout.is_grouped
