@@ -43,6 +43,9 @@ AFTER_SLICES = LOWER_POSITION + 0.05
 #: Longer slices stay views; shorter ones are copied, which costs no more than to describe them
 MAX_COPIED = 256
 
+#: Pieces of a computed vector that are worth a node of their own
+MIN_PIECES = 3
+
 
 @dataclass(frozen=True)
 class Place:
@@ -163,34 +166,25 @@ def unravel_at_once(fgraph):
 
     Cost: one node instead of one to four for each of the pieces, that is less to compile, and one
     comparison of lengths. PyTensor's gather, to which stage 4 joins slices, compares nothing.
-    Declines for vectors that are not inputs, and in graphs without a gather or a kernel of ours.
-    Long slices and slices that may be shorter stay what they are.
+    Declines in graphs without a kernel of ours, unless something gathers from an input, and for
+    computed vectors of unknown length or with fewer than `MIN_PIECES`. Long slices and slices that
+    may be shorter stay what they are.
     """
     if not compiles_for_numba():
         return
     kernels = (NumbaGaussianOp, *KERNEL_OPS)
     has_kernels = any(isinstance(node.op, kernels) for node in fgraph.apply_nodes)
-    for x in fgraph.inputs:
+    for x in [*fgraph.inputs, *(out for node in fgraph.toposort() for out in node.outputs)]:
+        is_input = x.owner is None
         if not isinstance(x.type, TensorType) or x.type.ndim != 1:
+            continue
+        if not is_input and (x.type.shape == (None,) or not has_kernels):
             continue
         reads = [client for client, _ in fgraph.clients[x] if reads_pieces(client)]
         if not has_kernels and not any(isinstance(node.op, AdvancedSubtensor) for node in reads):
             continue
-        found = {var: piece for node in reads for var, piece in last_pieces(fgraph, node)}
-        length = max((last(p) for v, p in found.items() if is_sure(v)), default=0)
-        length = max(length, x.type.shape[0] or 0)
-        found = {var: piece for var, piece in found.items() if last(piece) <= length}
-        places = {
-            # one entry is a scalar, whatever its shape
-            var: Place(tuple(p.positions.tolist()), p.shape if len(p.positions) > 1 else ())
-            for var, p in found.items()
-        }
-        places = {
-            var: place
-            for var, place in places.items()
-            if not place.is_run or len(place.positions) <= MAX_COPIED
-        }
-        if len(places) < 2:
+        places = places_read(fgraph, x, reads)
+        if len(places) < (2 if is_input else MIN_PIECES):
             continue
         # registers the kernel
         import pytensor_mvn_rewrites.lower.numba  # noqa: F401
@@ -205,6 +199,23 @@ def unravel_at_once(fgraph):
             copy_stack_trace(var, new)
             replacements.append((var, new))
         fgraph.replace_all(replacements, reason="mvn_unravel_at_once", import_missing=True)
+
+
+def places_read(fgraph, x: Variable, reads: list[Apply]) -> dict[Variable, Place]:
+    """Where the pieces are in x that `reads` take, if x has all of their entries."""
+    found = {}
+    for node in reads:
+        for var, piece in last_pieces(fgraph, node):
+            if isinstance(node.op, AdvancedSubtensor) or len(piece.positions) <= MAX_COPIED:
+                found[var] = piece
+    length = max((last(piece) for var, piece in found.items() if is_sure(var)), default=0)
+    length = max(length, x.type.shape[0] or 0)
+    return {
+        # one entry is a scalar, whatever its shape
+        var: Place(tuple(p.positions.tolist()), p.shape if len(p.positions) > 1 else ())
+        for var, p in found.items()
+        if last(p) <= length
+    }
 
 
 def reads_pieces(node) -> bool:

@@ -141,7 +141,7 @@ def gather_of(var: Variable) -> tuple[Tensor, np.ndarray] | None:
 
 
 def slice_of(var: Variable) -> tuple[Tensor, np.ndarray] | None:
-    """(x, [a, ..., b - 1]) for ``x[a:b]`` of a vector, 0 <= a < b constant."""
+    """(x, [a, a + c, ...]) for ``x[a:b:c]`` of a vector, with constants 0 <= a < b and c > 0."""
     match var.owner_op_and_inputs:
         case (Subtensor(idx_list=(slice(),)) as op, source, *bounds) if source.type.ndim == 1:
             [index] = indices_from_subtensor(bounds, op.idx_list)
@@ -155,6 +155,6 @@ def slice_of(var: Variable) -> tuple[Tensor, np.ndarray] | None:
         for bound, default in ((index.start, 0), (index.step, 1))
     )
     stop = source.type.shape[0] if index.stop is None else int(index.stop.data)
-    if step != 1 or stop is None or not 0 <= start < stop:
+    if step < 1 or stop is None or not 0 <= start < stop:
         return None
-    return source, np.arange(start, stop)
+    return source, np.arange(start, stop, step)

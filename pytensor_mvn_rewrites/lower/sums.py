@@ -43,6 +43,19 @@ def merge_sums(fgraph):
             copy_stack_trace(old, new)
             fgraph.replace(old, new, reason="mvn_merge_sums", import_missing=True)
             changed = True
+            merge_dimshuffles(fgraph, new)
+
+
+def merge_dimshuffles(fgraph, var: Tensor) -> None:
+    """Axes that are moved after `var` has moved some -> one move."""
+    if var.owner is None or not isinstance(var.owner.op, DimShuffle):
+        return
+    order = var.owner.op.new_order
+    for client, _ in list(fgraph.clients[var]):
+        if isinstance(client.op, DimShuffle) and not client.op.drop:
+            both = ["x" if axis == "x" else order[axis] for axis in client.op.new_order]
+            new = var.owner.inputs[0].dimshuffle(both)
+            fgraph.replace(client.outputs[0], new, reason="mvn_merge_sums", import_missing=True)
 
 
 def is_sum(node: Apply) -> bool:

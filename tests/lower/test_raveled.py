@@ -16,6 +16,7 @@ from pytensor_mvn_rewrites.lower.raveled import (
     ravel_at_once,
     unravel_at_once,
 )
+from pytensor_mvn_rewrites.ops import packed_cholesky
 from tests.harness import evaluate
 
 X = pt.vector("x")
@@ -51,6 +52,7 @@ PIECES = {
     "gather": (GATHERED, Place((1, 3, 12), (3,))),
     "gathered matrix": (X[np.array([1, 3, 5, 0])].reshape((2, 2)), Place((1, 3, 5, 0), (2, 2))),
     "slice": (X[4:7], Place((4, 5, 6), (3,))),
+    "by steps": (X[4:9:2], Place((4, 6, 8), (3,))),
     "from the start": (X[:2], Place((0, 1), (2,))),
     "slice of known length": (pt.specify_shape(X[4:7], 3), Place((4, 5, 6), (3,))),
     "matrix": (X[4:10].reshape((2, 3)), Place(tuple(range(4, 10)), (2, 3))),
@@ -84,6 +86,26 @@ def test_a_piece_with_two_shapes():
     )
 
 
+def test_pieces_of_a_computed_vector():
+    """In graphs with kernels, where they are several."""
+    packed = pt.vector("packed", shape=(9,))
+    y = 2 * packed
+    chol, *_ = packed_cholesky(y[:6], 3)
+    outputs = [chol, y[6], y[7::2], y[8]]
+    fgraph = FunctionGraph(outputs=outputs, clone=True)
+    unravel_at_once(fgraph)
+    [node] = [node for node in fgraph.apply_nodes if isinstance(node.op, Unravel)]
+    assert len(node.op.places) == 4
+    values = np.arange(1.0, 10.0)
+    got = evaluate(fgraph.outputs, {fgraph.inputs[0]: values})
+    for one, other in zip(got, evaluate(outputs, {packed: values}), strict=True):
+        np.testing.assert_array_equal(one, other)
+    for fewer in (outputs[:2], outputs[1:]):
+        fgraph = FunctionGraph(outputs=fewer, clone=True)
+        unravel_at_once(fgraph)
+        assert not any(isinstance(node.op, Unravel) for node in fgraph.apply_nodes)
+
+
 def test_integers():
     index = pt.lvector("index")
     fgraph = FunctionGraph(outputs=[index[np.array([2, 0])] * index[3]], clone=True)
@@ -98,7 +120,7 @@ NOT_PIECES = {
     "beyond what is needed": [GATHERED, X[4:20]],
     "unknown bounds": [GATHERED, X[2:i]],
     "from the end": [GATHERED, X[-2:]],
-    "strides": [GATHERED, X[2:8:2]],
+    "backwards": [GATHERED, X[8:2:-2]],
     "the vector": [GATHERED, X],
     "long slice": [GATHERED, X[: MAX_COPIED + 1].reshape((1, MAX_COPIED + 1))],
     "no gather": [X[2:4], X[5:6].squeeze()],

@@ -28,6 +28,8 @@ TAKEN = {
     "adjacent": (pt.join(0, X[2:5], X[5:9]), True),
     "from the start, to the end": (pt.join(0, X[:5], X[5:]), True),
     "apart": (pt.join(0, X[2:5], X[7:9], X[12:13]), False),
+    "by steps": (pt.join(0, X[2:8:2], X[8::3]), False),
+    "gathers": (pt.join(0, X[np.array([2, 0, 7])], X[5:8]), False),
     "overlapping": (pt.join(0, X[2:5], X[3:6]), False),
     "backwards": (pt.join(0, X[5:9], X[2:5]), False),
     "stacked": (stacked(X[2:5], X[5:8], X[8:11]), True),
@@ -76,7 +78,7 @@ i = pt.iscalar("i")
 NEAR_MISSES = {
     "one piece": pt.join(0, X[2:5], pt.exp(X[5:9])),
     "of different vectors": pt.join(0, X[2:5], Y[5:8]),
-    "strides": pt.join(0, X[2:8:2], X[8:14:2]),
+    "backwards by steps": pt.join(0, X[8:2:-2], X[14:8:-2]),
     "other axis": pt.join(1, *matrices(1, 5)),
     "scalars of different vectors": pt.stack([X[3], Y[4]]),
     "one scalar computed": pt.stack([X[3], X[4], pt.exp(X[5])]),
