@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import wraps
 from importlib import import_module
 from pkgutil import iter_modules
 
@@ -218,16 +219,30 @@ def structure(rule):
     return rule
 
 
-def lower(*backends: str, position: float = LOWER_POSITION):
+def lower(*backends: str, position: float = LOWER_POSITION, tidies: bool = False):
     """Register a whole-graph rewrite of stage 4, for the given backends (``"numba"``, ``"jax"``).
 
-    It runs in the modes of these backends only: they are the ones that ask for its tag.
+    It runs in the modes of these backends only: they are the ones that ask for its tag. A rewrite
+    that `tidies` up around our ops does nothing in graphs without any.
     """
 
     def register(rule):
-        return _register(optdb, rule, "lower", *backends, position=position)
+        rewrite = _where_our_ops_are(rule) if tidies else rule
+        _register(optdb, rewrite, "lower", *backends, position=position)
+        return rule
 
     return register
+
+
+def _where_our_ops_are(rule: Callable) -> Callable:
+    """`rule`, for the graphs that hold an op of this package."""
+
+    @wraps(rule)
+    def guarded(fgraph):
+        if any(type(node.op).__module__.startswith(__package__) for node in fgraph.apply_nodes):
+            rule(fgraph)
+
+    return guarded
 
 
 def logprob(rule):

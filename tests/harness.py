@@ -16,6 +16,7 @@ from pytensor.graph.rewriting.utils import rewrite_graph
 from pytensor.graph.traversal import ancestors
 
 import pytensor_mvn_rewrites as mvn
+from pytensor_mvn_rewrites.ops import mvnormal_logp
 from pytensor_mvn_rewrites.ops.gaussian import GaussianOp
 
 #: What PyMC and nutpie do before they take the gradient.
@@ -190,3 +191,16 @@ def spd(rng: np.random.Generator, *batch: int, n: int, condition: float | None =
         return a @ np.swapaxes(a, -1, -2) / n + np.eye(n)
     q, _ = np.linalg.qr(a)
     return (q * np.geomspace(1, 1 / condition, n)) @ np.swapaxes(q, -1, -2)
+
+
+def compiled_beside_a_density(inputs, outputs, mode):
+    """A function of `inputs` for `outputs`, with a density, for what tidies up around those."""
+    y = pt.vector("y", shape=(2,))
+    density, _ = mvnormal_logp(y, np.zeros(2), np.array([[2.0, 1.0], [1.0, 2.0]]))
+    fn = pytensor.function([*inputs, y], [*outputs, density], mode=mode, on_unused_input="ignore")
+
+    def called(*values):
+        return fn(*values, np.ones(2))[:-1]
+
+    called.fgraph = fn.maker.fgraph
+    return called

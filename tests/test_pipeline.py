@@ -10,7 +10,8 @@ import pytensor.tensor as pt
 import pytest
 from pymc.pytensorf import rewrite_pregrad
 from pytensor.assumptions import SpecifyAssumptions, assume
-from pytensor.compile.mode import optdb
+from pytensor.compile.mode import get_mode, optdb
+from pytensor.graph.fg import FunctionGraph
 from pytensor.graph.rewriting.basic import node_rewriter
 from pytensor.graph.traversal import ancestors
 
@@ -128,6 +129,24 @@ def test_models_without_normals_are_left_alone():
     with pipeline.recording() as events:
         rewrite_pregrad(model.logp())
     assert not events
+
+
+@pytest.mark.parametrize("backend", ["NUMBA", "JAX"])
+def test_graphs_without_our_ops_are_compiled_as_without_the_plugin(backend):
+    """What tidies up around fused ops does not reorder the sums of other models."""
+    x = pt.vector("x", shape=(9,))
+    a, b, c = x[:3], x[3:6], x[np.array([0, 7, 8])]
+    logp = pt.exp(a).sum() + pt.clip(a * b, 0, c).sum() + b.T[:, None].sum(0).sum()
+    outputs = [logp, pt.concatenate([a, c, b])[np.arange(9)[::-1]], (x > 0).all()]
+
+    def compiled():
+        fgraph = FunctionGraph([x], [out.copy() for out in outputs], clone=True)
+        get_mode(backend).excluding("inplace").optimizer.rewrite(fgraph)
+        return pytensor.dprint(fgraph, file="str")
+
+    on = compiled()
+    with mvn.disable():
+        assert on == compiled()
 
 
 @pytest.mark.parametrize("what", ["nothing", "narrow", "wide", "declared", "no MvNormal"])

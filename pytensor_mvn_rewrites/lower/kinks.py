@@ -8,8 +8,7 @@ from pytensor.graph.op import Op
 from pytensor.scalar.basic import Clip, ScalarMaximum, ScalarMinimum
 from pytensor.tensor.elemwise import Elemwise
 
-from pytensor_mvn_rewrites.lower.jax_backend import JaxGaussianOp, compiles_for_jax
-from pytensor_mvn_rewrites.ops.gaussian import FusedOp
+from pytensor_mvn_rewrites.lower.jax_backend import compiles_for_jax
 from pytensor_mvn_rewrites.pipeline import lower
 
 #: Functions whose derivative jumps where their arguments are equal
@@ -38,7 +37,7 @@ class Materialized(Op):
 materialized = Materialized()
 
 
-@lower("jax")
+@lower("jax", tidies=True)
 def materialize_at_kinks(fgraph):
     """clip(x, a, b), maximum(x, y), minimum(x, y) -> the same of a materialized x.
 
@@ -48,17 +47,13 @@ def materialize_at_kinks(fgraph):
     functions clip the squared distances ``x'x + y'y - 2 x'y`` at zero; on the diagonal the
     derivatives of these terms are large and cancel only if all are present.
 
-    Cost: x is stored and read again. Other graphs than those with a density of this package are
-    left alone.
+    Cost: x is stored and read again.
     """
     if not compiles_for_jax():
         return
-    nodes = fgraph.toposort()
-    if not any(isinstance(node.op, FusedOp | JaxGaussianOp) for node in nodes):
-        return
     arguments = {
         arg: None
-        for node in nodes
+        for node in fgraph.toposort()
         if isinstance(node.op, Elemwise) and isinstance(node.op.scalar_op, KINKS)
         for arg in node.inputs
         if is_computed_float(arg)

@@ -160,7 +160,7 @@ class Ravel(Op):
         output_storage[0][0] = out
 
 
-@lower("numba", position=AFTER_SLICES)
+@lower("numba", position=AFTER_SLICES, tidies=True)
 def unravel_at_once(fgraph):
     """x[[1, 3]], x[4:8].reshape((2, 2)), x[2:3].squeeze(), ... -> Unravel(x).
 
@@ -270,7 +270,7 @@ def is_sure(var: Variable) -> bool:
     return False
 
 
-@lower("numba", position=AFTER_SLICES)
+@lower("numba", position=AFTER_SLICES, tidies=True)
 def ravel_at_once(fgraph):
     """join(0, a.reshape(-1), [b], ...)[permutation] -> Ravel(a, b, ...).
 

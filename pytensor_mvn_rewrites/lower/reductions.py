@@ -17,7 +17,7 @@ MAX_SIZE = 10_000
 BEFORE_FUSED_REDUCTIONS = 99.0
 
 
-@lower("numba", position=BEFORE_FUSED_REDUCTIONS)
+@lower("numba", position=BEFORE_FUSED_REDUCTIONS, tidies=True)
 def fuse_small_reductions(fgraph):
     """sum(x) -> sum(identity(x)), which PyTensor fuses into one loop. The same for all(x).
 

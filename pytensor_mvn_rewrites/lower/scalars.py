@@ -12,7 +12,7 @@ from pytensor_mvn_rewrites.pipeline import lower
 AFTER_SCALARS = 101.0
 
 
-@lower("numba", position=AFTER_SCALARS)
+@lower("numba", position=AFTER_SCALARS, tidies=True)
 def fold_scalars(fgraph):
     """ScalarFromTensor(squeeze(constant)) -> the scalar; scalars that are equal -> one of them.
 

@@ -40,7 +40,7 @@ class Piece:
         return part if len(self.shape) == 1 else part.reshape(self.shape)
 
 
-@lower("fast_run")
+@lower("fast_run", tidies=True)
 def join_slices(fgraph):
     """join(0, x[a:b], x[c:d], y) -> join(0, x[[a, ..., b - 1, c, ..., d - 1]], y).
 

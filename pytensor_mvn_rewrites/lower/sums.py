@@ -14,7 +14,7 @@ from pytensor_mvn_rewrites.matching import Tensor
 from pytensor_mvn_rewrites.pipeline import LOWER_POSITION, lower
 
 
-@lower("numba", position=LOWER_POSITION + 0.06)
+@lower("numba", position=LOWER_POSITION + 0.06, tidies=True)
 def merge_sums(fgraph):
     """sum(x) + sum(y) -> sum(x + y), sum(sum(x, axis)) -> sum(x), for x and y of equal shapes.
 

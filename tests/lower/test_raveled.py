@@ -17,7 +17,7 @@ from pytensor_mvn_rewrites.lower.raveled import (
     unravel_at_once,
 )
 from pytensor_mvn_rewrites.ops import packed_cholesky
-from tests.harness import evaluate
+from tests.harness import compiled_beside_a_density, evaluate
 
 X = pt.vector("x")
 A, B, C = pt.matrix("a", shape=(2, 3)), pt.vector("b", shape=(4,)), pt.scalar("c")
@@ -202,18 +202,18 @@ def compiled():
     ]
     joined = pt.join(0, *[pt.exp(piece).reshape((-1,)) for piece in pieces])
     order = np.random.default_rng(1).permutation(12)
-    return pytensor.function([X], joined[order], mode=get_mode("NUMBA")), joined[order]
+    return compiled_beside_a_density([X], [joined[order]], get_mode("NUMBA")), joined[order]
 
 
 def test_kernels(compiled):
     fn, graph = compiled
-    ops = [node.op for node in fn.maker.fgraph.apply_nodes]
+    ops = [node.op for node in fn.fgraph.apply_nodes]
     assert sum(isinstance(op, Unravel) for op in ops) == 1
     assert sum(isinstance(op, Ravel) for op in ops) == 1
     assert not any(isinstance(op, AdvancedSubtensor | Subtensor | Join) for op in ops)
     with mvn.disable():
         for x in (np.linspace(-1, 1, 12), np.linspace(-1, 1, 26)[::2]):
-            np.testing.assert_allclose(fn(x), evaluate([graph], {X: x})[0], rtol=1e-15)
+            np.testing.assert_allclose(fn(x), evaluate([graph], {X: x}), rtol=1e-15)
 
 
 @pytest.mark.parametrize("length", [0, 5, 11])
