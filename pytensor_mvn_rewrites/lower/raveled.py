@@ -43,6 +43,10 @@ AFTER_SLICES = LOWER_POSITION + 0.05
 #: Longer slices stay views; shorter ones are copied, which costs no more than to describe them
 MAX_COPIED = 256
 
+#: With more numbers of entries that are not a run, machine code would be too large for the disk
+#: cache: Numba stores arrays up to 1 MB
+MAX_NUMBERS = 100_000
+
 #: Pieces of a computed vector that are worth a node of their own
 MIN_PIECES = 3
 
@@ -205,8 +209,9 @@ def places_read(fgraph, x: Variable, reads: list[Apply]) -> dict[Variable, Place
     """Where the pieces are in x that `reads` take, if x has all of their entries."""
     found = {}
     for node in reads:
+        longest = MAX_NUMBERS if isinstance(node.op, AdvancedSubtensor) else MAX_COPIED
         for var, piece in last_pieces(fgraph, node):
-            if isinstance(node.op, AdvancedSubtensor) or len(piece.positions) <= MAX_COPIED:
+            if len(piece.positions) <= longest:
                 found[var] = piece
     length = max((last(piece) for var, piece in found.items() if is_sure(var)), default=0)
     length = max(length, x.type.shape[0] or 0)
@@ -291,7 +296,7 @@ def ravel_at_once(fgraph):
             continue
         positions = np.arange(sum(lengths))
         found = permuted(fgraph, old, len(positions))
-        if found is not None:
+        if found is not None and len(positions) <= MAX_NUMBERS:
             old, permutation = found
             positions[permutation] = np.arange(len(permutation))
         parts = [

@@ -10,6 +10,7 @@ from pytensor.tensor.subtensor import AdvancedSubtensor, Subtensor
 import pytensor_mvn_rewrites as mvn
 from pytensor_mvn_rewrites.lower.raveled import (
     MAX_COPIED,
+    MAX_NUMBERS,
     Place,
     Ravel,
     Unravel,
@@ -123,6 +124,7 @@ NOT_PIECES = {
     "backwards": [GATHERED, X[8:2:-2]],
     "the vector": [GATHERED, X],
     "long slice": [GATHERED, X[: MAX_COPIED + 1].reshape((1, MAX_COPIED + 1))],
+    "long gather": [X[:2], X[np.arange(MAX_NUMBERS + 1) % 7]],
     "no gather": [X[2:4], X[5:6].squeeze()],
     "negative gather": [X[np.array([-1, 2])], X[1]],
     "two axes": [A[np.array([0, 1])], A[0]],
@@ -189,6 +191,16 @@ def test_a_gather_that_is_no_permutation_stays(index):
     ops = [node.op for node in fgraph.toposort()]
     assert sum(isinstance(op, Ravel) for op in ops) == 1
     assert isinstance(ops[-1], AdvancedSubtensor)
+
+
+def test_a_long_permutation_stays():
+    long = pt.vector("long", shape=(MAX_NUMBERS,))
+    order = np.roll(np.arange(MAX_NUMBERS + 4), 1)
+    fgraph = FunctionGraph(outputs=[pt.join(0, long, B)[order]], clone=True)
+    ravel_at_once(fgraph)
+    [node] = [node for node in fgraph.apply_nodes if isinstance(node.op, Ravel)]
+    assert all(place.is_run for place in node.op.places)
+    assert isinstance(fgraph.outputs[0].owner.op, AdvancedSubtensor)
 
 
 @pytest.fixture(scope="module")
