@@ -353,7 +353,7 @@ def as_scalar(fgraph, var: Tensor) -> Tensor:
             return as_scalar(fgraph, inp)
         case (Elemwise() as op, *inputs) if len(fgraph.clients[var]) == len(var.owner.outputs) == 1:
             return op.make_node(*(as_scalar(fgraph, inp) for inp in inputs)).outputs[0]
-        case (Sum() as op, x):
+        case (Sum() as op, x) if len(fgraph.clients[var]) == 1:
             return Sum(dtype=op.dtype, acc_dtype=op.acc_dtype).make_node(x).outputs[0]
         case (Subtensor(idx_list=(slice(),)), x, *_) if (found := slice_of(var)) is not None:
             return x[int(found[1][0])]
