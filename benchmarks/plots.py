@@ -1,4 +1,4 @@
-"""Plots of a report: ``python -m benchmarks.plots RESULTS.json PLOT.svg``."""
+"""Plots of the reports of a machine: ``python -m benchmarks.plots RESULTS.json ... PLOT.svg``."""
 
 import json
 import sys
@@ -138,6 +138,20 @@ def save(report: dict, file: Path) -> bool:
     return True
 
 
+def joined(reports: list[dict]) -> dict:
+    """One report of all scenarios; ValueError if they were not measured alike."""
+    first, *others = reports
+    for other in others:
+        if other["clock"] != first["clock"]:
+            raise ValueError("the reports were measured by different clocks")
+        for key in ("processor", "cores", "versions"):
+            if other["machine"][key] != first["machine"][key]:
+                raise ValueError(f"the reports are of different machines: {key} differ")
+    scenarios = [scenario for report in reports for scenario in report["scenarios"]]
+    return {**reports[-1], "scenarios": scenarios}
+
+
 if __name__ == "__main__":
-    if not save(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), Path(sys.argv[2])):
-        raise SystemExit("the report has no scenarios of different sizes")
+    *results, plot = map(Path, sys.argv[1:])
+    if not save(joined([json.loads(f.read_text(encoding="utf-8")) for f in results]), plot):
+        raise SystemExit("the reports have no scenarios of different sizes")

@@ -218,6 +218,20 @@ def test_plots(tmp_path):
     assert "PyMC loop" not in text
 
 
+def test_plots_of_several_reports():
+    plots = pytest.importorskip("benchmarks.plots", exc_type=ImportError)
+    machine = {"processor": "a processor", "cores": 2, "versions": {"pymc": "6"}, "date": "today"}
+    first = {"machine": machine, "clock": "cpu", "scenarios": ["a"]}
+    second = {"machine": machine | {"date": "tomorrow"}, "clock": "cpu", "scenarios": ["b", "c"]}
+    joined = plots.joined([first, second])
+    assert joined["scenarios"] == ["a", "b", "c"]
+    assert joined["machine"]["date"] == "tomorrow"
+    with pytest.raises(ValueError, match="clocks"):
+        plots.joined([first, second | {"clock": "wall"}])
+    with pytest.raises(ValueError, match="cores differ"):
+        plots.joined([first, second | {"machine": machine | {"cores": 4}}])
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the system does not say")
 def test_memory():
     """An evaluation holds two arrays of 8 MB."""
