@@ -37,6 +37,8 @@ from pytensor_mvn_rewrites.ops import (
     MvNormalLogpPullback,
     PackedCholesky,
     PackedCholeskyPullback,
+    Whiten,
+    WhitenPullback,
 )
 from pytensor_mvn_rewrites.ops.gaussian import GaussianOp, PullbackOp, sum_to_type
 from pytensor_mvn_rewrites.pipeline import lower
@@ -268,6 +270,8 @@ STRUCTURED_OPS = (
     LowRankFactorization,
     DecomposedLowRankQuadLogdet,
     DecomposedLowRankQuadLogdetPullback,
+    Whiten,
+    WhitenPullback,
 )
 
 #: Ops that have a kernel as they are

@@ -28,6 +28,7 @@ from pytensor_mvn_rewrites.ops.quadlogdet import (
     InvQuadLogdetPullback,
     inv_quad_logdet,
 )
+from pytensor_mvn_rewrites.ops.whiten import Whiten, WhitenPullback, whiten_by
 
 __all__ = [
     "DecomposedKroneckerQuadLogdet",
@@ -48,10 +49,13 @@ __all__ = [
     "NoisyKroneckerQuadLogdetPullback",
     "PackedCholesky",
     "PackedCholeskyPullback",
+    "Whiten",
+    "WhitenPullback",
     "expm_quad_logdet",
     "inv_quad_logdet",
     "low_rank_quad_logdet",
     "mvnormal_logp",
     "noisy_kronecker_quad_logdet",
     "packed_cholesky",
+    "whiten_by",
 ]

@@ -6,21 +6,27 @@ from operator import mul
 
 import numpy as np
 import pytensor.tensor as pt
+from pytensor.graph.basic import Constant
 from pytensor.graph.rewriting.basic import node_rewriter
+from pytensor.tensor.blockwise import Blockwise
+from pytensor.tensor.linalg.constructors import BlockDiagonal
 
 from pytensor_mvn_rewrites.matching import (
     Definiteness,
     Tensor,
     definiteness,
+    is_positive,
     is_real_float,
 )
-from pytensor_mvn_rewrites.ops import InvQuadLogdet, MvNormalLogp, inv_quad_logdet
+from pytensor_mvn_rewrites.ops import InvQuadLogdet, MvNormalLogp, inv_quad_logdet, whiten_by
 from pytensor_mvn_rewrites.ops.eigen import SharedRows, length, lengths
 from pytensor_mvn_rewrites.pipeline import Declined, record, structure
 from pytensor_mvn_rewrites.structure._assemble import from_parts, split_inputs
 from pytensor_mvn_rewrites.structure._kron import kron_factors, multiple_of_identity, static_size
 from pytensor_mvn_rewrites.structure._symmetry import is_symmetric
 from pytensor_mvn_rewrites.structure._triangular import Triangularity, triangularity
+from pytensor_mvn_rewrites.structure.cholesky_given import given_cholesky_factor
+from pytensor_mvn_rewrites.structure.diagonal import diagonal_of
 
 NOT_SYMMETRIC = (
     "a Kronecker factor is not proven symmetric: declare it with "
@@ -83,7 +89,7 @@ def matrix_is_kronecker_product(fgraph, node):
         record(Declined("structure", "matrix_is_kronecker_product", NOT_SYMMETRIC))
         return None
     factors = with_positive_signs(fgraph, scale, factors, param)
-    return from_parts(node, *whiten_along_axes(delta, factors, sizes, param))
+    return from_parts(node, *whiten_along_axes(fgraph, delta, factors, sizes, param))
 
 
 def sizes_of(fgraph, factors: list[Tensor], total: int | None) -> list[Tensor | int] | None:
@@ -121,10 +127,11 @@ def has_positive_sign(fgraph, factor: Tensor, param: str) -> bool:
     """Whether `factor` is proven not to be negative definite, or to have a negative diagonal."""
     if param == "chol":
         return triangularity(fgraph, factor, trusting=False) is Triangularity.CHOLESKY
-    return definiteness(fgraph, factor) is not Definiteness.UNKNOWN
+    # entries that are positive, as those of most covariance functions, are so on the diagonal
+    return is_positive(factor) or definiteness(fgraph, factor) is not Definiteness.UNKNOWN
 
 
-def whiten_along_axes(delta, factors: list[Tensor], sizes: list, param: str):
+def whiten_along_axes(fgraph, delta, factors: list[Tensor], sizes: list, param: str):
     """quaddist, half_logdet and posdef of a Kronecker product."""
     *first, last = factors
     total = math.prod(sizes)
@@ -137,13 +144,17 @@ def whiten_along_axes(delta, factors: list[Tensor], sizes: list, param: str):
     # invariant: the axis of the next Kronecker factor comes first, the others follow in a cycle
     columns = columns.reshape((*batch, sizes[0], n_rows * total // sizes[0]))
     for factor, size, next_size in zip(first, sizes[:-1], sizes[1:], strict=True):
-        chol = factor if param == "chol" else pt.linalg.cholesky(factor, lower=True)
-        diag = pt.diagonal(chol, axis1=-2, axis2=-1)
+        if param == "cov" and factor.type.ndim == 2 and is_plain(fgraph, factor):
+            columns, half_logdet, posdef = whiten_by(factor, columns)
+        else:
+            chol = factor if param == "chol" else pt.linalg.cholesky(factor, lower=True)
+            diag = pt.diagonal(chol, axis1=-2, axis2=-1)
+            half_logdet, posdef = pt.log(diag).sum(axis=-1), pt.all(diag > 0, axis=-1)
+            columns = whiten_columns(columns, chol, param)
         sign = -1 if param == "tau" else 1
-        times = pt.as_tensor(sign * (total // size)).astype(diag.type.dtype)
-        half_logdets.append(times * pt.log(diag).sum(axis=-1))
-        posdefs.append(pt.all(diag > 0, axis=-1))
-        columns = whiten_columns(columns, chol, param)
+        times = pt.as_tensor(sign * (total // size)).astype(half_logdet.type.dtype)
+        half_logdets.append(times * half_logdet)
+        posdefs.append(posdef)
         batch = lengths(columns, 0, -2)
         columns = columns.mT.reshape((*batch, next_size, n_rows * total // next_size))
     # one matrix for all rows
@@ -157,6 +168,18 @@ def whiten_along_axes(delta, factors: list[Tensor], sizes: list, param: str):
         quaddist.sum(axis=-1),
         sum(half_logdets, start=half_logdet.sum(axis=-1)),
         reduce(pt.and_, posdefs, posdef.all(axis=-1)),
+    )
+
+
+def is_plain(fgraph, matrix: Tensor) -> bool:
+    """Whether nothing is known of a matrix that makes its Cholesky factor cheaper."""
+    match matrix.owner_op_and_inputs:
+        case (BlockDiagonal() | Blockwise(BlockDiagonal()), *_):
+            return False
+    return (
+        not isinstance(matrix, Constant)
+        and diagonal_of(matrix) is None
+        and given_cholesky_factor(fgraph, matrix) is None
     )
 
 

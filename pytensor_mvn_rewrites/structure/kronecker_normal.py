@@ -41,7 +41,7 @@ def noise_is_zero(fgraph, node):
         # the other rules of this file know better
         return None
     factors = with_positive_signs(fgraph, None, factors, "cov")
-    return from_parts(node, *whiten_along_axes(delta, factors, sizes, "cov"))
+    return from_parts(node, *whiten_along_axes(fgraph, delta, factors, sizes, "cov"))
 
 
 @structure

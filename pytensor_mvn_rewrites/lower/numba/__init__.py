@@ -15,6 +15,7 @@
 `finite_eigh`      the kernel of ``FiniteEigh``
 `kronecker`        the kernel of Kronecker products plus noise
 `low_rank`         the kernels of low rank plus diagonal
+`whiten`           the kernel of ``Whiten``
 `structured`       what the kernels of structured covariances share
 `raveled`          the kernels of ``Unravel`` and ``Ravel``
 `vectors`          the vectors that `lanes` is written in
@@ -38,6 +39,7 @@ from pytensor_mvn_rewrites.lower.numba.lanes import LanesSpec, lanes_kernel
 from pytensor_mvn_rewrites.lower.numba.low_rank import factorization_kernel, low_rank_kernel
 from pytensor_mvn_rewrites.lower.numba.rows import RowsSpec, rows_kernel
 from pytensor_mvn_rewrites.lower.numba.threads import threads_kernel
+from pytensor_mvn_rewrites.lower.numba.whiten import whiten_kernel
 from pytensor_mvn_rewrites.lower.numba_backend import NumbaGaussianOp
 
 __all__ = ["KernelSpec", "build_kernel", "packed_cholesky", "raveled"]
@@ -58,6 +60,8 @@ def build_kernel(name: str) -> Callable:
             return finite_eigh_kernel()
         case "kronecker":
             return kronecker_kernel()
+        case "whiten":
+            return whiten_kernel()
         case "low_rank_factorization":
             return factorization_kernel()
         case "low_rank":

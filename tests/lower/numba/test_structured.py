@@ -10,8 +10,11 @@ from pytensor_mvn_rewrites.lower.numba_backend import STRUCTURED_OPS
 from pytensor_mvn_rewrites.ops import (
     FiniteEigh,
     LowRankFactorization,
+    Whiten,
+    WhitenPullback,
     low_rank_quad_logdet,
     noisy_kronecker_quad_logdet,
+    whiten_by,
 )
 from tests.harness import assert_close, evaluate, spd
 
@@ -112,6 +115,36 @@ def test_shapes_that_do_not_agree(rng):
             changed[k] = changed[k][part]
             with pytest.raises(ValueError, match="do not agree"):
                 fn(*changed)
+
+
+@pytest.mark.parametrize("bad", [None, -1.0, np.nan])
+def test_whiten(rng, bad):
+    matrix, columns, weight = pt.matrix("matrix"), pt.matrix("columns"), pt.matrix("weight")
+    whitened, half_logdet, posdef = whiten_by(matrix, columns)
+    inputs = [matrix, columns, weight]
+    cost = (weight * whitened).sum() + 0.7 * half_logdet
+    outputs = [whitened, half_logdet, posdef, *pt.grad(cost, inputs[:2])]
+    fn = pytensor.function(inputs, outputs, mode="NUMBA")
+    assert structured_nodes(fn) == [Whiten, WhitenPullback]
+    for n, c in ((3, 5), (4, 1), (1, 2)):
+        values = [spd(rng, n=n), rng.normal(size=(n, c)), rng.normal(size=(n, c))]
+        if bad is not None:
+            values[0][-1, -1] = bad
+        got = fn(*values)
+        if bad is not None:
+            assert not got[2]
+            assert all(np.isnan(number).all() for number in (*got[:2], got[3]))
+            continue
+        want = evaluate(outputs[:3], dict(zip(inputs, values, strict=True)))
+        for one, other in zip(got, want, strict=False):
+            assert_close(one, other, "value", condition=1e2)
+        # the gradient that PyTensor takes of the formula
+        whitened, half_logdet, *_ = Whiten().build_inner_graph(matrix, columns)
+        formula = pt.grad((weight * whitened).sum() + 0.7 * half_logdet, inputs[:2])
+        for one, other in zip(
+            got[3:], evaluate(formula, dict(zip(inputs, values, strict=True))), strict=True
+        ):
+            assert_close(one, other, "gradient", condition=1e2)
 
 
 NOT_COVERED = {
