@@ -110,13 +110,24 @@ class PyMCModel(Evaluated):
         self.mode = mode
 
     def prepare(self) -> dict:
-        """Build the model and compile its function: `build`, `compile` with the first call..."""
+        """Build the model and compile its function: `build`, `compile` with the first call...
+
+        `logp` is what PyMC takes of the latter for the graph of the log-density.
+        """
         from pymc.blocking import DictToArrayBijection
 
         with stopwatch() as building:
             model = build(self.model, self.arguments)
         point = model.initial_point(0)
         self.start = DictToArrayBijection.map(point).data
+        logp_of, deriving = model.logp, {}
+
+        def logp(*args, **kwargs):
+            nonlocal deriving
+            with stopwatch() as deriving:
+                return logp_of(*args, **kwargs)
+
+        model.logp = logp
         with stopwatch() as compiling:
             self.function = model.logp_dlogp_function(
                 ravel_inputs=True, initial_point=point, mode=self.mode
@@ -127,6 +138,7 @@ class PyMCModel(Evaluated):
             "build": building["wall"],
             "compile": compiling["wall"],
             "compile_cpu": compiling["cpu"],
+            "logp": deriving["wall"],
             "nodes": len(graph.apply_nodes),
             "dimensions": int(self.start.size),
             "largest_constant": largest_constant(graph),

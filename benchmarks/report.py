@@ -83,6 +83,7 @@ COLUMNS = {
     "build": ("build the model", seconds),
     "cold_compile": ("first gradient, cold", seconds),
     "compile": ("first gradient, warm", seconds),
+    "logp": ("of which model.logp()", seconds),
     "evaluate": ("evaluate", seconds),
     "inside": ("from compiled code", seconds),
     "speedup": ("faster than the reference", "{:.3g}x".format),
