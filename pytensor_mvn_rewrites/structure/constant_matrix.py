@@ -10,6 +10,7 @@ from pytensor_mvn_rewrites.matching import Tensor, constant_value
 from pytensor_mvn_rewrites.ops import InvQuadLogdet, MvNormalLogp, inv_quad_logdet
 from pytensor_mvn_rewrites.pipeline import structure
 from pytensor_mvn_rewrites.structure._assemble import from_parts, outputs_like, split_inputs
+from pytensor_mvn_rewrites.structure._gathers import gathered
 from pytensor_mvn_rewrites.structure._rowwise import NotRowwise, linear_in_rows, with_other_rows
 
 
@@ -76,11 +77,14 @@ def constant_matrix_is_unscaled(fgraph, node):
     The same for ``MvNormalLogp``. Cost: no gradient of n**2 entries, of which only the sum with L
     is wanted, and no logarithms but those of s. A scale that is not positive: not positive
     definite, as before.
-    Declines when L is no Cholesky factor, and without scales.
+    Declines when L is no Cholesky factor, without scales, and for gathered ones: rows that share
+    a matrix are compressed together with it.
     """
     delta, chol = split_inputs(node)
     factor, scales = constant_and_scales(chol)
     if node.op.param != "chol" or factor is None or not scales or not is_cholesky_factor(factor):
+        return None
+    if gathered(chol) is not None:
         return None
     quaddist, _, _ = inv_quad_logdet(delta, factor.astype(chol.type.dtype), "chol")
     half_logdet = half_logdet_constant(factor, quaddist.type.dtype)

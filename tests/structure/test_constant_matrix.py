@@ -156,6 +156,9 @@ def near_misses():
         "scales of the rows of a factor": mvnormal_logp(
             x, Y, pt.exp(x)[:, None] * np.linalg.cholesky(S), "chol"
         ),
+        "gathered scales of one factor": mvnormal_logp(
+            A, Y, pt.exp(x)[[0, 0, 1, 2, 2, 3], None, None] * np.linalg.cholesky(S), "chol"
+        ),
         "mean that is not linear": mvnormal_logp(
             Y, pt.exp(s * X[:, 0]), np.linalg.cholesky(S), "chol"
         ),
