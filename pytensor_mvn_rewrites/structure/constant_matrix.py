@@ -80,12 +80,13 @@ def constant_matrix_is_unscaled(fgraph, node):
     Declines when L is no Cholesky factor, without scales, and for gathered ones: rows that share
     a matrix are compressed together with it.
     """
-    delta, chol = split_inputs(node)
+    chol = node.inputs[-1]
     factor, scales = constant_and_scales(chol)
     if node.op.param != "chol" or factor is None or not scales or not is_cholesky_factor(factor):
         return None
     if gathered(chol) is not None:
         return None
+    delta, _ = split_inputs(node)
     quaddist, _, _ = inv_quad_logdet(delta, factor.astype(chol.type.dtype), "chol")
     half_logdet = half_logdet_constant(factor, quaddist.type.dtype)
     posdef: Tensor = pt.constant(np.True_)

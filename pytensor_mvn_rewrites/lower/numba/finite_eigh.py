@@ -3,16 +3,15 @@
 from collections.abc import Callable
 
 import numpy as np
-from pytensor.link.numba.dispatch.basic import register_funcify_and_cache_key
 
 from pytensor_mvn_rewrites.lower.numba.lapack import eigh
 from pytensor_mvn_rewrites.lower.numba.structured import (
     N,
     NodeFunction,
     Operand,
+    compiled_by,
     copy_in,
     copy_out,
-    funcify,
 )
 from pytensor_mvn_rewrites.ops import FiniteEigh
 
@@ -20,12 +19,7 @@ NAMES = ("matrix", "eigenvalues", "eigenvectors")
 MATRIX, EIGENVALUES, EIGENVECTORS = range(len(NAMES))
 
 
-@register_funcify_and_cache_key(FiniteEigh)
-def numba_funcify_finite_eigh(op, node, **kwargs):
-    """The function of a node, and its key."""
-    return funcify(op, node, finite_eigh_function, **kwargs)
-
-
+@compiled_by(FiniteEigh)
 def finite_eigh_function(op, node) -> NodeFunction:
     """The function that a node calls."""
     square = ("n", "n")

@@ -10,7 +10,6 @@ well, for which the entries are copied with its axis in front.
 from collections.abc import Callable
 
 import numpy as np
-from pytensor.link.numba.dispatch.basic import register_funcify_and_cache_key
 
 from pytensor_mvn_rewrites.lower.numba.jit import njit_exact
 from pytensor_mvn_rewrites.lower.numba.lapack import AS_IS, TRANSPOSED, matmul
@@ -21,9 +20,9 @@ from pytensor_mvn_rewrites.lower.numba.structured import (
     N,
     NodeFunction,
     Operand,
+    compiled_by,
     copy_in,
     copy_out,
-    funcify,
     is_wanted,
     number,
     rows_of,
@@ -47,18 +46,7 @@ PER_FACTOR = 3
 EPS = float(np.finfo("float64").eps)
 
 
-@register_funcify_and_cache_key(DecomposedKroneckerQuadLogdet)
-def numba_funcify_kronecker(op, node, **kwargs):
-    """The function of a node, and its key."""
-    return funcify(op, node, kronecker_function, **kwargs)
-
-
-@register_funcify_and_cache_key(DecomposedKroneckerQuadLogdetPullback)
-def numba_funcify_kronecker_pullback(op, node, **kwargs):
-    """The function of a node, and its key."""
-    return funcify(op, node, kronecker_function, **kwargs)
-
-
+@compiled_by(DecomposedKroneckerQuadLogdet, DecomposedKroneckerQuadLogdetPullback)
 def kronecker_function(op, node) -> NodeFunction:
     """The function that a node calls, for the value or the gradient."""
     factors = range(op.n_factors)

@@ -7,7 +7,6 @@ after the other, so that all work beyond that of one pass over the entries is a 
 from collections.abc import Callable
 
 import numpy as np
-from pytensor.link.numba.dispatch.basic import register_funcify_and_cache_key
 
 from pytensor_mvn_rewrites.lower.numba.jit import njit_exact
 from pytensor_mvn_rewrites.lower.numba.lapack import AS_IS, TRANSPOSED, matmul, orthonormalize
@@ -17,9 +16,9 @@ from pytensor_mvn_rewrites.lower.numba.structured import (
     N,
     NodeFunction,
     Operand,
+    compiled_by,
     copy_in,
     copy_out,
-    funcify,
     is_wanted,
     number,
     rows_of,
@@ -45,29 +44,12 @@ CORE = {
 K = SIZES
 
 
-@register_funcify_and_cache_key(LowRankFactorization)
-def numba_funcify_factorization(op, node, **kwargs):
-    """The function of a node, and its key."""
-    return funcify(op, node, factorization_function, **kwargs)
-
-
-@register_funcify_and_cache_key(DecomposedLowRankQuadLogdet)
-def numba_funcify_low_rank(op, node, **kwargs):
-    """The function of a node, and its key."""
-    return funcify(op, node, low_rank_function, **kwargs)
-
-
-@register_funcify_and_cache_key(DecomposedLowRankQuadLogdetPullback)
-def numba_funcify_low_rank_pullback(op, node, **kwargs):
-    """The function of a node, and its key."""
-    return funcify(op, node, low_rank_function, **kwargs)
-
-
 def matrices(*names: str) -> list[Operand]:
     """The operands of these names."""
     return [Operand(name, "", CORE[name]) for name in names]
 
 
+@compiled_by(LowRankFactorization)
 def factorization_function(op, node) -> NodeFunction:
     """The function that a node calls."""
     outputs = matrices("root", "Q", "inv_R", "diag_R")
@@ -75,6 +57,7 @@ def factorization_function(op, node) -> NodeFunction:
     return NodeFunction("low_rank_factorization", inputs, outputs, NAMES, ["k"])
 
 
+@compiled_by(DecomposedLowRankQuadLogdet, DecomposedLowRankQuadLogdetPullback)
 def low_rank_function(op, node) -> NodeFunction:
     """The function that a node calls, for the value or the gradient."""
     rows = rows_of(node.inputs[0], 1)

@@ -11,7 +11,10 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from pytensor.compile.builders import OpFromGraph
-from pytensor.link.numba.dispatch.basic import numba_funcify_and_cache_key
+from pytensor.link.numba.dispatch.basic import (
+    numba_funcify_and_cache_key,
+    register_funcify_and_cache_key,
+)
 
 from pytensor_mvn_rewrites.lower.numba.jit import (
     Table,
@@ -119,15 +122,27 @@ class NodeFunction(NamedTuple):
         yield f'    raise ValueError("{name}: the shapes of the inputs do not agree")'
 
 
-def funcify(op, node, function: Callable[..., NodeFunction], **kwargs):
-    """Compile what `function` says of a node, or its inner graph if no kernel covers it."""
-    if not has_kernel(node):
-        return numba_funcify_and_cache_key.dispatch(OpFromGraph)(op, node, **kwargs)
-    described = function(op, node)
-    # now, rather than in the first call
-    kernel_address(described.kernel)
-    name = type(op).__name__
-    return _compiled(described.source(name), name)
+def compiled_by(*ops: type):
+    """Compile nodes of `ops` to what the decorated function says of them.
+
+    Nodes that no kernel covers run their inner graphs.
+    """
+
+    def register(function: Callable[..., NodeFunction]):
+        def funcify(op, node, **kwargs):
+            if not has_kernel(node):
+                return numba_funcify_and_cache_key.dispatch(OpFromGraph)(op, node, **kwargs)
+            described = function(op, node)
+            # now, rather than in the first call
+            kernel_address(described.kernel)
+            name = type(op).__name__
+            return _compiled(described.source(name), name)
+
+        for op in ops:
+            register_funcify_and_cache_key(op)(funcify)
+        return function
+
+    return register
 
 
 @lru_cache(maxsize=1024)

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 import numpy as np
-from pytensor.link.numba.dispatch.basic import register_funcify_and_cache_key
 
 from pytensor_mvn_rewrites.lower.numba.jit import njit_exact
 from pytensor_mvn_rewrites.lower.numba.lapack import (
@@ -18,9 +17,9 @@ from pytensor_mvn_rewrites.lower.numba.structured import (
     N,
     NodeFunction,
     Operand,
+    compiled_by,
     copy_in,
     copy_out,
-    funcify,
     is_wanted,
     number,
 )
@@ -39,18 +38,7 @@ INV_CHOL, G_WHITENED, G_HALF_LOGDET, D_MATRIX, D_COLUMNS = range(5, 10)
 C = SIZES
 
 
-@register_funcify_and_cache_key(Whiten)
-def numba_funcify_whiten(op, node, **kwargs):
-    """The function of a node, and its key."""
-    return funcify(op, node, whiten_function, **kwargs)
-
-
-@register_funcify_and_cache_key(WhitenPullback)
-def numba_funcify_whiten_pullback(op, node, **kwargs):
-    """The function of a node, and its key."""
-    return funcify(op, node, whiten_function, **kwargs)
-
-
+@compiled_by(Whiten, WhitenPullback)
 def whiten_function(op, node) -> NodeFunction:
     """The function that a node calls, for the value or the gradient."""
     if isinstance(op, WhitenPullback):
