@@ -204,3 +204,10 @@ def compiled_beside_a_density(inputs, outputs, mode):
 
     called.fgraph = fn.maker.fgraph
     return called
+
+
+def assert_leaves(rule, fgraph: FunctionGraph) -> None:
+    """A whole-graph rule changes nothing in `fgraph`."""
+    before = pytensor.dprint(fgraph, file="str")
+    rule(fgraph)
+    assert pytensor.dprint(fgraph, file="str") == before
