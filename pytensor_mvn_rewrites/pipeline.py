@@ -169,6 +169,7 @@ def rule_name(rule) -> str:
 
 
 def _guarded(rule, stage: str, *, opted_in: bool):
+    rule = rule.rewriter() if isinstance(rule, type) else rule
     guard = GuardedNodeRewriter if isinstance(rule, NodeRewriter) else GuardedGraphRewriter
     return guard(rule, stage, opted_in=opted_in)
 
@@ -209,7 +210,7 @@ def recognize(rule):
 
 
 def structure(rule):
-    """Register a node rewriter of stage 3.
+    """Register a rule of stage 3: a node rewriter, or a class of structures that makes one.
 
     It runs in both databases: ``canonicalize`` rebuilds the inputs of a node, and a tag that a user
     or PyMC has set on one of them, such as ``lower_triangular``, is then gone.

@@ -1,0 +1,69 @@
+"""What a stack of matrices is made of: the base of the structures, and who knows them."""
+
+from collections.abc import Sequence
+from typing import ClassVar, Self
+
+from pytensor.graph.basic import Apply
+from pytensor.graph.fg import FunctionGraph
+from pytensor.graph.rewriting.basic import NodeRewriter, node_rewriter
+
+from pytensor_mvn_rewrites.matching import Tensor, without_leading_ones
+from pytensor_mvn_rewrites.ops import InvQuadLogdet, MvNormalLogp
+from pytensor_mvn_rewrites.pipeline import RULES
+from pytensor_mvn_rewrites.structure._assemble import from_parts, split_inputs
+
+
+class Structure:
+    """What a stack of n x n matrices is made of.
+
+    A subclass is a dataclass under the decorator :data:`~.pipeline.structure`, which makes it a
+    rule of stage 3: densities whose matrix it matches get what `quad_logdet` builds.
+    """
+
+    #: Parametrizations in which the matrix may be given.
+    params: ClassVar[tuple[str, ...]] = ("cov",)
+
+    @classmethod
+    def match(cls, fgraph: FunctionGraph | None, matrix: Tensor) -> Self | None:
+        """The parts of `matrix`, shape (..., n, n) without leading ones; None if not proven."""
+        raise NotImplementedError
+
+    def quad_logdet(self, delta: Tensor, param: str) -> Sequence[Tensor] | None:
+        """The quadratic form, half the log-determinant, and whether all is well, each (...).
+
+        Parameters
+        ----------
+        delta : tensor, shape (..., n)
+            A difference to the mean. Its length may be unknown; one that is too long must not go
+            unnoticed.
+        param : str
+            One of `params`: what the matrix is.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def rewriter(cls) -> NodeRewriter:
+        """The rule that replaces densities of such matrices."""
+
+        def rule(fgraph: FunctionGraph, node: Apply):
+            if node.op.param not in cls.params:
+                return None
+            found = cls.match(fgraph, without_leading_ones(node.inputs[-1], 2))
+            if found is None:
+                return None
+            delta, _ = split_inputs(node)
+            parts = found.quad_logdet(delta, node.op.param)
+            return None if parts is None else from_parts(node, *parts)
+
+        rule.__name__, rule.__doc__ = cls.__name__, cls.__doc__
+        return node_rewriter([MvNormalLogp, InvQuadLogdet])(rule)
+
+
+def describe(fgraph: FunctionGraph | None, matrix: Tensor, param: str = "cov") -> Structure | None:
+    """The first structure that matches `matrix`, shape (..., n, n), given as `param`."""
+    for rule in RULES["structure"].values():
+        if isinstance(rule, type) and issubclass(rule, Structure) and param in rule.params:
+            found = rule.match(fgraph, matrix)
+            if found is not None:
+                return found
+    return None
