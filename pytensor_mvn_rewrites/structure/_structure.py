@@ -1,6 +1,6 @@
 """What a stack of matrices is made of: the base of the structures, and who knows them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import ClassVar, Self
 
 from pytensor.graph.basic import Apply
@@ -10,7 +10,7 @@ from pytensor.graph.rewriting.basic import NodeRewriter, node_rewriter
 from pytensor_mvn_rewrites.matching import Tensor, without_leading_ones
 from pytensor_mvn_rewrites.ops import InvQuadLogdet, MvNormalLogp
 from pytensor_mvn_rewrites.pipeline import RULES
-from pytensor_mvn_rewrites.structure._assemble import from_parts, split_inputs
+from pytensor_mvn_rewrites.structure._assemble import from_parts, outputs_like, split_inputs
 
 
 class Structure:
@@ -41,6 +41,22 @@ class Structure:
         """
         raise NotImplementedError
 
+    def cholesky(self) -> Tensor | None:
+        """The lower Cholesky factor, shape (..., n, n), where it takes no factorization."""
+        return None
+
+    def outputs(self, node: Apply) -> list[Tensor] | None:
+        """What takes the place of the outputs of a density `node` of the matrix."""
+        chol = self.cholesky() if node.op.param == "cov" else None
+        if chol is None:
+            delta, _ = split_inputs(node)
+            parts = self.quad_logdet(delta, node.op.param)
+            return None if parts is None else from_parts(node, *parts)
+        if chol.type.dtype != node.inputs[-1].type.dtype:
+            return None
+        vectors = node.inputs[:-1]
+        return outputs_like(node, type(node.op)(param="chol")(*vectors, chol, return_list=True))
+
     @classmethod
     def rewriter(cls) -> NodeRewriter:
         """The rule that replaces densities of such matrices."""
@@ -49,21 +65,33 @@ class Structure:
             if node.op.param not in cls.params:
                 return None
             found = cls.match(fgraph, without_leading_ones(node.inputs[-1], 2))
-            if found is None:
-                return None
-            delta, _ = split_inputs(node)
-            parts = found.quad_logdet(delta, node.op.param)
-            return None if parts is None else from_parts(node, *parts)
+            return None if found is None else found.outputs(node)
 
         rule.__name__, rule.__doc__ = cls.__name__, cls.__doc__
         return node_rewriter([MvNormalLogp, InvQuadLogdet])(rule)
 
 
+def structures() -> Iterator[type[Structure]]:
+    """All classes of structures."""
+    for rule in RULES["structure"].values():
+        if isinstance(rule, type) and issubclass(rule, Structure):
+            yield rule
+
+
 def describe(fgraph: FunctionGraph | None, matrix: Tensor, param: str = "cov") -> Structure | None:
     """The first structure that matches `matrix`, shape (..., n, n), given as `param`."""
-    for rule in RULES["structure"].values():
-        if isinstance(rule, type) and issubclass(rule, Structure) and param in rule.params:
-            found = rule.match(fgraph, matrix)
-            if found is not None:
-                return found
+    for cls in structures():
+        if param in cls.params and (found := cls.match(fgraph, matrix)) is not None:
+            return found
+    return None
+
+
+def known_cholesky_factor(fgraph: FunctionGraph | None, matrix: Tensor) -> Tensor | None:
+    """The lower Cholesky factor of `matrix` where it takes no factorization; else None."""
+    for cls in structures():
+        if cls.cholesky is Structure.cholesky:
+            continue
+        found = cls.match(fgraph, matrix)
+        if found is not None and (chol := found.cholesky()) is not None:
+            return chol
     return None

@@ -1,31 +1,33 @@
 """Covariances that are given through their Cholesky factor."""
 
+from dataclasses import dataclass
+from typing import Self
+
 import pytensor.tensor as pt
 from pytensor.assumptions import UPPER_TRIANGULAR, check_assumption
-from pytensor.graph.rewriting.basic import node_rewriter
 from pytensor.tensor.blockwise import Blockwise
 from pytensor.tensor.elemwise import DimShuffle
 from pytensor.tensor.math import Dot
 
 from pytensor_mvn_rewrites.matching import (
+    Tensor,
     dimshuffled,
     matrix_view,
     without_leading_ones,
 )
-from pytensor_mvn_rewrites.ops import InvQuadLogdet, MvNormalLogp
 from pytensor_mvn_rewrites.pipeline import structure
-from pytensor_mvn_rewrites.structure._assemble import outputs_like
+from pytensor_mvn_rewrites.structure._structure import Structure
 from pytensor_mvn_rewrites.structure._triangular import Triangularity, triangularity
 
 
 @structure
-@node_rewriter([MvNormalLogp, InvQuadLogdet])
-def cholesky_factor_is_given(fgraph, node):
+@dataclass(frozen=True)
+class Gram(Structure):
     r"""MvNormalLogp{cov}(x, mu, L @ L.T) -> MvNormalLogp{chol}(x, mu, L), L lower triangular.
 
     .. math:: \mathrm{chol}(L L^\top) = L
 
-    The same for ``InvQuadLogdet``, and for ``U.T @ U`` with an upper triangular U. Cost:
+    The same for ``InvQuadLogdet``, and for U.T @ U with an upper triangular U. Cost:
     :math:`O(n^3) \to O(n^2)`. Where L is declared lower triangular, by PyMC's tag or PyTensor's
     assumption, a negative diagonal counts as not positive definite, as in PyTensor's own rule
     ``cholesky_ldotlt``. Where L is proven lower triangular, and no more, the factor is
@@ -33,39 +35,36 @@ def cholesky_factor_is_given(fgraph, node):
     Declines unless L is declared or proven triangular (see ``_triangular.py``: through stacks,
     gathers, scaling, sums and products).
     """
-    if node.op.param != "cov":
-        return None
-    *vectors, cov = node.inputs
-    chol = given_cholesky_factor(fgraph, cov)
-    if chol is None or chol.type.dtype != cov.type.dtype:
-        return None
-    outputs = type(node.op)(param="chol")(*vectors, chol, return_list=True)
-    return outputs_like(node, outputs)
 
+    #: Shape (..., n, n).
+    chol: Tensor
 
-def given_cholesky_factor(fgraph, cov):
-    """The lower triangular Cholesky factor of ``cov = L @ L.mT``, or None.
-
-    With the signs of its diagonal taken out of its columns, any triangular matrix is one.
-    """
-    view = matrix_view(cov)
-    match view.core.owner_op_and_inputs:
-        case (Dot() | Blockwise(Dot()), left, right):
-            pass
-        case _:
+    @classmethod
+    def match(cls, fgraph, matrix) -> Self | None:
+        """With the signs of its diagonal taken out of its columns, any triangular matrix is one."""
+        view = matrix_view(matrix)
+        match view.core.owner_op_and_inputs:
+            case (Dot() | Blockwise(Dot()), left, right):
+                pass
+            case _:
+                return None
+        chol = left
+        if is_transpose_of(right, left):
+            state = triangularity(fgraph, left)
+            if state is Triangularity.UNKNOWN:
+                return None
+            if state is Triangularity.LOWER:
+                signs = pt.sign(pt.diagonal(left, axis1=-2, axis2=-1))
+                chol = left * signs[..., None, :]
+        elif not (is_transpose_of(left, right) and is_upper_triangular(fgraph, right)):
             return None
-    chol = left
-    if is_transpose_of(right, left):
-        state = triangularity(fgraph, left)
-        if state is Triangularity.UNKNOWN:
-            return None
-        if state is Triangularity.LOWER:
-            signs = pt.sign(pt.diagonal(left, axis1=-2, axis2=-1))
-            chol = left * signs[..., None, :]
-    elif not (is_transpose_of(left, right) and is_upper_triangular(fgraph, right)):
-        return None
-    n_batch = view.core.type.ndim - 2
-    return without_leading_ones(dimshuffled(chol, (*view.batch_order, n_batch, n_batch + 1)), 2)
+        n_batch = view.core.type.ndim - 2
+        order = (*view.batch_order, n_batch, n_batch + 1)
+        return cls(without_leading_ones(dimshuffled(chol, order), 2))
+
+    def cholesky(self):
+        """The L."""
+        return self.chol
 
 
 def is_transpose_of(var, other) -> bool:

@@ -8,7 +8,7 @@ from pytensor_mvn_rewrites.ops import InvQuadLogdet, MvNormalLogp
 from pytensor_mvn_rewrites.pipeline import structure
 from pytensor_mvn_rewrites.structure._assemble import outputs_like
 from pytensor_mvn_rewrites.structure._gathers import gathered
-from pytensor_mvn_rewrites.structure.cholesky_given import given_cholesky_factor
+from pytensor_mvn_rewrites.structure._structure import known_cholesky_factor
 
 
 @structure
@@ -35,7 +35,7 @@ def matrix_is_gathered(fgraph, node):
         return None
     batch, param = found.batch, node.op.param
     if param == "cov":
-        batch, param = given_cholesky_factor(fgraph, batch), "chol"
+        batch, param = known_cholesky_factor(fgraph, batch), "chol"
         if batch is None:
             batch = pt.linalg.cholesky(found.batch, lower=True)
     elif isinstance(matrix.owner.op, AdvancedSubtensor):

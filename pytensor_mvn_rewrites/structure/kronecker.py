@@ -23,9 +23,9 @@ from pytensor_mvn_rewrites.ops.eigen import SharedRows, length, lengths
 from pytensor_mvn_rewrites.pipeline import Declined, record, structure
 from pytensor_mvn_rewrites.structure._assemble import from_parts, split_inputs
 from pytensor_mvn_rewrites.structure._kron import kron_factors, multiple_of_identity, static_size
+from pytensor_mvn_rewrites.structure._structure import known_cholesky_factor
 from pytensor_mvn_rewrites.structure._symmetry import is_symmetric
 from pytensor_mvn_rewrites.structure._triangular import Triangularity, triangularity
-from pytensor_mvn_rewrites.structure.cholesky_given import given_cholesky_factor
 from pytensor_mvn_rewrites.structure.diagonal import diagonal_of
 
 NOT_SYMMETRIC = (
@@ -179,7 +179,7 @@ def is_plain(fgraph, matrix: Tensor) -> bool:
     return (
         not isinstance(matrix, Constant)
         and diagonal_of(matrix) is None
-        and given_cholesky_factor(fgraph, matrix) is None
+        and known_cholesky_factor(fgraph, matrix) is None
     )
 
 

@@ -28,8 +28,8 @@ from pytensor_mvn_rewrites.structure._kron import (
     static_size,
     without_batch_dims,
 )
+from pytensor_mvn_rewrites.structure._structure import known_cholesky_factor
 from pytensor_mvn_rewrites.structure._symmetry import is_symmetric
-from pytensor_mvn_rewrites.structure.cholesky_given import given_cholesky_factor
 from pytensor_mvn_rewrites.structure.diagonal import diagonal_of, product, without_round_trip
 from pytensor_mvn_rewrites.structure.kronecker_noise import terms_of_sum
 
@@ -177,7 +177,7 @@ def root_of(fgraph, matrix: Tensor) -> Root | None:
     diag = diagonal_of(matrix)
     if diag is not None:
         return Root(None, pt.sqrt(diag)) if is_positive(diag) else None
-    chol = given_cholesky_factor(fgraph, matrix)
+    chol = known_cholesky_factor(fgraph, matrix)
     if chol is None:
         if definiteness(fgraph, matrix) is not Definiteness.DEFINITE:
             return None

@@ -4,8 +4,10 @@ import numpy as np
 import pytensor.tensor as pt
 from pytensor.graph.basic import Constant
 from pytensor.graph.rewriting.basic import copy_stack_trace, node_rewriter
-from pytensor.scalar.basic import Exp
+from pytensor.scalar.basic import Exp, Sqrt
+from pytensor.tensor.basic import ExtractDiag
 from pytensor.tensor.elemwise import Elemwise
+from pytensor.tensor.math import Dot
 from pytensor.tensor.shape import SpecifyShape
 from pytensor.tensor.subtensor import (
     AdvancedIncSubtensor,
@@ -15,11 +17,12 @@ from pytensor.tensor.subtensor import (
     indices_from_subtensor,
 )
 
-from pytensor_mvn_rewrites.matching import Tensor, scalar_constant
+from pytensor_mvn_rewrites.matching import Tensor, is_core_diagonal, scalar_constant
 from pytensor_mvn_rewrites.ops import PackedCholesky, packed_cholesky
 from pytensor_mvn_rewrites.ops.packed_cholesky import diagonal_positions
 from pytensor_mvn_rewrites.pipeline import structure
 from pytensor_mvn_rewrites.structure._assemble import outputs_like
+from pytensor_mvn_rewrites.structure.cholesky_given import is_transpose_of
 
 
 @structure
@@ -96,6 +99,30 @@ def packed_diagonal_is_known(fgraph, node):
     ]
     copy_stack_trace(read, diag)
     return dict.fromkeys(read, diag) or None
+
+
+@structure
+@node_rewriter([PackedCholesky])
+def packed_standard_deviations_are_known(fgraph, node):
+    r"""sqrt(diag(L @ L.T)), beside PackedCholesky.L -> its output `sd`.
+
+    So ``pm.LKJCholeskyCov`` computes its standard deviations. Cost: no product of the factor, where
+    its correlation matrix is all that is left to use it.
+    """
+    chol, sd, *_ = node.outputs
+    found = [
+        root.outputs[0]
+        for product, _ in fgraph.clients[chol]
+        if isinstance(product.op, Dot) or isinstance(getattr(product.op, "core_op", None), Dot)
+        if product.inputs[0] is chol and is_transpose_of(product.inputs[1], chol)
+        for diagonal, _ in fgraph.clients[product.outputs[0]]
+        if isinstance(diagonal.op, ExtractDiag) and is_core_diagonal(diagonal)
+        for root, _ in fgraph.clients[diagonal.outputs[0]]
+        if isinstance(root.op, Elemwise) and isinstance(root.op.scalar_op, Sqrt)
+    ]
+    found = [root for root in found if root.type.broadcastable == sd.type.broadcastable]
+    copy_stack_trace(found, sd)
+    return dict.fromkeys(found, sd) or None
 
 
 def log_diagonal_of(packed: Tensor, n: int) -> Tensor | None:

@@ -1,30 +1,31 @@
 """Covariances that are scaled by standard deviations, ``D @ R @ D``."""
 
-from functools import reduce
-from operator import mul
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import ClassVar, Self
 
 import numpy as np
 import pytensor.tensor as pt
-from pytensor.graph.rewriting.basic import node_rewriter
-from pytensor.scalar.basic import Mul
 from pytensor.tensor.blockwise import Blockwise
-from pytensor.tensor.elemwise import Elemwise
 from pytensor.tensor.math import Dot
 
 from pytensor_mvn_rewrites.matching import (
     Tensor,
     constant_value,
     dimshuffled,
+    is_positive,
     is_real_float,
-    without_leading_ones,
 )
-from pytensor_mvn_rewrites.ops import InvQuadLogdet, MvNormalLogp, inv_quad_logdet
+from pytensor_mvn_rewrites.ops import inv_quad_logdet
 from pytensor_mvn_rewrites.pipeline import structure
-from pytensor_mvn_rewrites.structure._assemble import from_parts, split_inputs
 from pytensor_mvn_rewrites.structure._kron import kron_factors
-from pytensor_mvn_rewrites.structure._symmetry import is_symmetric, is_transpose
+from pytensor_mvn_rewrites.structure._structure import Structure, describe, known_cholesky_factor
+from pytensor_mvn_rewrites.structure._symmetry import (
+    elementwise_factors,
+    is_symmetric,
+    is_transpose,
+)
 from pytensor_mvn_rewrites.structure.block_diagonal import blocks_of
-from pytensor_mvn_rewrites.structure.cholesky_given import given_cholesky_factor
 from pytensor_mvn_rewrites.structure.diagonal import without_round_trip
 from pytensor_mvn_rewrites.structure.kronecker_noise import split_noise
 from pytensor_mvn_rewrites.structure.kronecker_sum import kron_terms
@@ -33,37 +34,63 @@ from pytensor_mvn_rewrites.structure.precision import inverted_matrix
 
 
 @structure
-@node_rewriter([MvNormalLogp, InvQuadLogdet])
-def matrix_is_scaled(fgraph, node):
+@dataclass(frozen=True)
+class Rescaled(Structure):
     r"""InvQuadLogdet(delta, diag(s) @ R @ diag(s)) -> InvQuadLogdet(delta / s, R), R structured.
 
     .. math:: \delta^\top (D R D)^{-1} \delta = (D^{-1} \delta)^\top R^{-1} (D^{-1} \delta), \qquad
               \tfrac12 \log|D R D| = \tfrac12 \log|R| + \sum_i \log|s_i|
 
-    The same for ``MvNormalLogp``, for precisions, and for ``outer(s, s) * R``. Cost: the structure
-    of R is found, where the dense product hides it. A negative entry of s changes signs of R
-    only; with a zero the matrix is singular, and the result NaN.
+    The same for ``MvNormalLogp``, for precisions, for ``outer(s, s) * R`` and ``R / outer(s, s)``,
+    which is how ``pm.LKJCholeskyCov`` computes its correlation matrix. Where the Cholesky factor L
+    of R is known, the matrix gets D L, of columns with the signs of s, and delta is left alone.
+    Cost: the structure of R is found, where the dense product hides it. A negative entry of s
+    changes signs of R only; with a zero the matrix is singular, and the result NaN.
     Declines unless R has a structure: the scaling alone would save little, and the difference to
     the mean would hold the parameters s.
     """
-    if node.op.param == "chol":
-        return None
-    delta, matrix = split_inputs(node)
-    found = split_scaling(fgraph, without_leading_ones(matrix, 2))
-    if found is None:
-        return None
-    scale, inner = found
-    if not is_real_float(scale, inner) or inner.type.dtype != matrix.type.dtype:
-        return None
-    if delta.type.broadcastable[-1] or not is_structured(fgraph, inner):
-        return None
-    nonzero = pt.abs(scale) > 0
-    scale = pt.switch(nonzero, scale, np.asarray(np.nan, dtype=scale.type.dtype))
-    posdef, sign = nonzero.all(axis=-1), -1 if node.op.param == "tau" else 1
-    delta = delta * scale if node.op.param == "tau" else delta / scale
-    quaddist, half_logdet, inner_posdef = inv_quad_logdet(delta, inner, node.op.param)
-    half_logdet = half_logdet + sign * pt.log(pt.abs(scale)).sum(axis=-1)
-    return from_parts(node, quaddist, half_logdet, posdef & inner_posdef)
+
+    params: ClassVar = ("cov", "tau")
+
+    #: The s, shape (..., n).
+    scale: Tensor
+    #: The R, shape (..., n, n), and its Cholesky factor where that is known.
+    inner: Tensor
+    inner_chol: Tensor | None
+
+    @classmethod
+    def match(cls, fgraph, matrix) -> Self | None:
+        """Take the scales off."""
+        found = split_scaling(fgraph, matrix)
+        if found is None:
+            return None
+        scale, inner = found
+        if not is_real_float(scale, inner) or inner.type.dtype != matrix.type.dtype:
+            return None
+        chol = known_cholesky_factor(fgraph, inner)
+        if chol is None and not is_structured(fgraph, inner):
+            return None
+        return cls(scale.astype(matrix.type.dtype), inner, chol)
+
+    def cholesky(self):
+        """None where there are many scales of one Cholesky factor."""
+        if self.inner_chol is None:
+            return None
+        chol = self.scale[..., :, None] * self.inner_chol
+        if chol.type.broadcastable != self.inner_chol.type.broadcastable:
+            return None
+        return chol if is_positive(self.scale) else chol * pt.sign(self.scale)[..., None, :]
+
+    def quad_logdet(self, delta, param):
+        """The identity."""
+        if delta.type.broadcastable[-1]:
+            return None
+        nonzero = pt.abs(self.scale) > 0
+        scale = pt.switch(nonzero, self.scale, np.asarray(np.nan, dtype=self.scale.type.dtype))
+        delta, sign = (delta * scale, -1) if param == "tau" else (delta / scale, 1)
+        quaddist, half_logdet, posdef = inv_quad_logdet(delta, self.inner, param)
+        half_logdet = half_logdet + sign * pt.log(pt.abs(scale)).sum(axis=-1)
+        return quaddist, half_logdet, posdef & nonzero.all(axis=-1)
 
 
 def split_scaling(fgraph, matrix) -> tuple[Tensor, Tensor] | None:
@@ -71,29 +98,39 @@ def split_scaling(fgraph, matrix) -> tuple[Tensor, Tensor] | None:
     columns, rows, inner = peel(matrix)
     if not columns or len(columns) != len(rows):
         return None
-    for column in columns:
-        partner = next((row for row in rows if is_transpose(fgraph, column, row)), None)
-        if partner is None:
-            return None
-        rows.remove(partner)
     n_batch = matrix.type.ndim - 2
-    vectors = [dimshuffled(column, tuple(range(n_batch + 1))) for column in columns]
-    return reduce(mul, map(without_round_trip, vectors)), inner
+    scale = None
+    for column, power in columns:
+        for row in rows:
+            if row[1] == power and is_transpose(fgraph, column, row[0]):
+                break
+        else:
+            return None
+        rows.remove(row)
+        vector = without_round_trip(dimshuffled(column, tuple(range(n_batch + 1))))
+        vector = vector if power == 1 else 1 / vector
+        scale = vector if scale is None else scale * vector
+    return scale, inner
 
 
-def peel(matrix) -> tuple[list[Tensor], list[Tensor], Tensor]:
+#: A factor of a product, and its power: 1 or -1.
+Factor = tuple[Tensor, int]
+
+
+def peel(matrix: Tensor) -> tuple[list[Factor], list[Factor], Tensor]:
     """The columns and rows that scale the rows and columns of a matrix, and the matrix itself."""
+    factors = elementwise_factors(matrix)
+    if len(factors) > 1 and not any(transposed for _, transposed, _ in factors):
+        kinds: dict[tuple[bool, bool], list[Factor]] = defaultdict(list)
+        for factor, _, power in factors:
+            kinds[factor.type.broadcastable[-2:]].append((factor, power))
+        matrices = kinds[False, False]
+        if len(matrices) == 1 and matrices[0][1] == 1:
+            columns, rows, core = peel(matrices[0][0])
+            for other, power in kinds[True, True]:
+                core = core * other if power == 1 else core / other
+            return kinds[False, True] + columns, kinds[True, False] + rows, core
     match matrix.owner_op_and_inputs:
-        case (Elemwise(scalar_op=Mul()), *inputs):
-            kinds = [inp.type.broadcastable[-2:] for inp in inputs]
-            pairs = list(zip(inputs, kinds, strict=True))
-            columns = [inp for inp, kind in pairs if kind == (False, True)]
-            rows = [inp for inp, kind in pairs if kind == (True, False)]
-            matrices = [inp for inp, kind in pairs if kind == (False, False)]
-            others = [inp for inp, kind in pairs if kind == (True, True)]
-            if len(matrices) == 1:
-                more_columns, more_rows, core = peel(matrices[0])
-                return columns + more_columns, rows + more_rows, reduce(mul, others, core)
         case (Dot() | Blockwise(Dot()), left, right):
             # (diag(s) @ A) @ (B @ diag(s))
             columns, inner_rows, left_core = peel(left)
@@ -111,10 +148,10 @@ def is_structured(fgraph, matrix) -> bool:
     noisy = split_noise(matrix)
     product = matrix if noisy is None else noisy[1]
     return (
-        constant_value(matrix) is not None
+        describe(fgraph, matrix) is not None
+        or constant_value(matrix) is not None
         or blocks_of(matrix) is not None
         or len(kron_factors(product)[1]) > 1
-        or given_cholesky_factor(fgraph, matrix) is not None
         or low_rank_plus_diagonal(fgraph, matrix) is not None
         or kron_terms(matrix) is not None
     )

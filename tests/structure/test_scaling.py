@@ -3,6 +3,8 @@ import pymc as pm
 import pytensor.tensor as pt
 import pytest
 from pytensor.graph.traversal import ancestors
+from pytensor.tensor.basic import ExtractDiag
+from pytensor.tensor.math import Dot
 
 from pytensor_mvn_rewrites.ops import inv_quad_logdet, mvnormal_logp
 from tests.harness import (
@@ -82,10 +84,65 @@ def test_correlation_given_by_its_cholesky_factor(rng):
     d, x = pt.vector("d", shape=(3,)), pt.vector("x", shape=(3,))
     graph = list(mvnormal_logp(x, np.zeros(3), pt.outer(d, d) * (L @ L.T)))
     new = rewritten(graph)
-    assert our_ops(new) == {"InvQuadLogdet{chol}": 1}
+    assert our_ops(new) == {"MvNormalLogp{chol}": 1}
     lower = np.linalg.cholesky(spd(rng, n=3))[np.tril_indices(3)]
     values = {x: rng.normal(size=3), d: rng.uniform(1, 2, size=3), entries: lower}
     assert_same_numbers(graph, new, values, condition=1e2)
+
+
+LKJ_ENTRIES = pt.vector("entries", shape=(6,))
+
+
+def lkj(scale=None):
+    """The correlation matrix as ``pm.LKJCholeskyCov`` computes it, scaled."""
+    L = pt.zeros((3, 3))[np.tril_indices(3)].set(pt.exp(LKJ_ENTRIES))
+    cov = L @ L.T
+    inv_sd = 1 / pt.sqrt(pt.diag(cov))
+    corr = inv_sd[:, None] * cov * inv_sd[None, :]
+    return corr if scale is None else pt.diag(scale) @ corr @ pt.diag(scale)
+
+
+d3 = pt.vector("d3", shape=(3,))
+OF_LKJ = {
+    "correlation": lkj(),
+    "scaled by diagonal matrices": lkj(d3),
+    "scaled by an outer product": pt.outer(d3, d3) * lkj(),
+    "scaled by positive numbers": lkj(pt.exp(d3)),
+    "divided": lkj() / pt.outer(d3, d3),
+}
+
+
+@pytest.mark.parametrize("name", OF_LKJ)
+def test_lkj_correlation(rng, name):
+    """Nothing is factored, whatever the signs of the scales."""
+    x = pt.matrix("x", shape=(4, 3))
+    graph = list(mvnormal_logp(x, np.zeros(3), OF_LKJ[name]))
+    new = rewritten(graph)
+    assert our_ops(new) == {"MvNormalLogp{chol}": 1}
+    values = {x: rng.normal(size=(4, 3)), LKJ_ENTRIES: 0.3 * rng.normal(size=6)}
+    assert_same_numbers(graph, new, values | {d3: np.array([0.5, -2.0, 1.5])}, condition=1e2)
+
+
+def test_zero_scale_of_a_known_factor(rng):
+    x = pt.vector("x", shape=(3,))
+    graph = list(mvnormal_logp(x, np.zeros(3), lkj(d3)))
+    values = {x: np.ones(3), LKJ_ENTRIES: np.zeros(6), d3: np.array([1.0, 0.0, 1.0])}
+    for outputs in (graph, rewritten(graph)):
+        *_, posdef = evaluate(outputs, values)
+        assert not posdef
+
+
+def test_many_scales_of_one_factor(rng):
+    """The factor is not copied for each row."""
+    x, scales = pt.matrix("x", shape=(5, 3)), pt.matrix("scales", shape=(5, 3))
+    cov = scales[:, :, None] * lkj() * scales[:, None, :]
+    graph = list(mvnormal_logp(x, np.zeros(3), cov))
+    new = rewritten(graph)
+    assert our_ops(new) == {"InvQuadLogdet{chol}": 1}
+    [node] = {var.owner for var in ancestors(new) if str(var.owner_op) == "InvQuadLogdet{chol}"}
+    assert node.inputs[1].type.ndim == 2
+    values = {x: rng.normal(size=(5, 3)), scales: rng.uniform(0.5, 2, size=(5, 3))}
+    assert_same_numbers(graph, new, values | {LKJ_ENTRIES: 0.3 * rng.normal(size=6)}, condition=1e2)
 
 
 @pytest.mark.parametrize("bad", [0.0, np.nan])
@@ -130,6 +187,21 @@ def near_misses():
 @pytest.mark.parametrize("name", near_misses())
 def test_near_miss(name):
     assert_declines(near_misses()[name])
+
+
+def test_lkj_model(rng):
+    """A correlation matrix alone, and scaled: no factorization, and no product of the factor."""
+    with pm.Model() as model:
+        _, corr, _ = pm.LKJCholeskyCov(
+            "chol", n=3, eta=2, sd_dist=pm.Exponential.dist(1, shape=3), compute_corr=True
+        )
+        scales = pm.HalfNormal("scales", shape=3)
+        pm.MvNormal("x", np.zeros(3), cov=corr, observed=rng.normal(size=(6, 3)))
+        pm.MvNormal("y", np.zeros(3), cov=pt.diag(scales) @ corr @ pt.diag(scales))
+    logp = rewritten([model.logp()])
+    assert set(our_ops(logp)) == {"InvQuadLogdet{chol}", "MvNormalLogp{chol}"}
+    assert not [var for var in ancestors(logp) if isinstance(var.owner_op, Dot | ExtractDiag)]
+    assert_model_agrees(model)
 
 
 def test_model(rng):
