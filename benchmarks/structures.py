@@ -171,6 +171,44 @@ def matrix_exponential(n: int, seed: int = 0) -> pm.Model:
     return model
 
 
+def kinship(n: int, seed: int = 0) -> pm.Model:
+    """Give individuals a genetic effect and noise: ``a * K + b * eye``, K constant (BLUP)."""
+    rng = np.random.default_rng(seed)
+    markers = rng.normal(size=(n, 2 * n))
+    with pm.Model() as model:
+        beta = pm.Normal("beta", 0, 1, shape=2)
+        genetic, residual = pm.HalfNormal("genetic"), pm.HalfNormal("residual")
+        cov = genetic**2 * (markers @ markers.T / (2 * n)) + residual**2 * pt.eye(n)
+        pm.MvNormal("y", rng.normal(size=(n, 2)) @ beta, cov=cov, observed=rng.normal(size=n))
+    return model
+
+
+def lkj_correlation(rows: int, n: int, seed: int = 0) -> pm.Model:
+    """Draw vectors of a correlation matrix scaled by other standard deviations than its own."""
+    rng = np.random.default_rng(seed)
+    with pm.Model() as model:
+        _, corr, _ = pm.LKJCholeskyCov(
+            "chol", n=n, eta=2, sd_dist=pm.Exponential.dist(1, shape=n), compute_corr=True
+        )
+        sd = pm.HalfNormal("sd", shape=n)
+        cov = pt.diag(sd) @ corr @ pt.diag(sd)
+        pm.MvNormal("x", np.zeros(n), cov=cov, shape=(rows, n))
+        pm.MvNormal("z", np.zeros(n), cov=corr, observed=rng.normal(size=(rows, n)))
+    return model
+
+
+def ornstein_uhlenbeck(n: int, data: bool = False, seed: int = 0) -> pm.Model:
+    """Observe an Ornstein-Uhlenbeck process at n times, constant or in ``pm.Data``."""
+    rng = np.random.default_rng(seed)
+    times = np.sort(rng.uniform(0, n / 10, size=n))
+    with pm.Model() as model:
+        t = pm.Data("t", times) if data else pt.as_tensor(times)
+        scale, length = pm.HalfNormal("scale"), pm.HalfNormal("length")
+        cov = scale**2 * pt.exp(-pt.abs(t[:, None] - t[None, :]) / length)
+        pm.MvNormal("y", np.zeros(n), cov=cov, observed=rng.normal(size=n))
+    return model
+
+
 def dense_compilation(label: str = "on", than: str = "off") -> tuple[Bar, Bar]:
     """The bar of every structure: compilation takes no longer than that of the dense model."""
     return first_gradient(1, label, than)
@@ -281,6 +319,40 @@ def scenarios(pick) -> Iterator[Scenario]:
         on_and_off("structures.matrix_exponential", n=n),
         (faster(2), *dense_compilation()),
         reference="off",
+    )
+
+    n = pick(200, tiny=10)
+    yield Scenario(
+        "structures:kinship",
+        f"a * K + b * eye, K constant, n={n}",
+        on_and_off("structures.kinship", n=n),
+        (faster(20), *dense_compilation()),
+        reference="off",
+    )
+    sizes = pick({"rows": 200, "n": 4}, tiny={"rows": 5, "n": 2})
+    yield Scenario(
+        "structures:lkj_correlation",
+        "corr of LKJCholeskyCov, and scaled, {rows} rows, n={n}".format(**sizes),
+        on_and_off("structures.lkj_correlation", **sizes),
+        (faster(4), *dense_compilation()),
+        reference="off",
+    )
+    n = pick(2000, tiny=5)
+    yield Scenario(
+        "structures:ornstein_uhlenbeck",
+        f"s * exp(-abs(t[:, None] - t) / l), n={n}",
+        on_and_off("structures.ornstein_uhlenbeck", n=n),
+        (faster(500), *dense_compilation()),
+        reference="off",
+        memory=True,
+    )
+    n = pick(100_000, tiny=5)
+    yield Scenario(
+        "structures:ornstein_uhlenbeck_long",
+        f"the same, t in pm.Data, n={n}",
+        (model("on", "structures.ornstein_uhlenbeck", n=n, data=True),),
+        (Bar("an evaluation under 20 ms", ("on", "evaluate"), at_most=0.02),),
+        memory=True,
     )
 
 

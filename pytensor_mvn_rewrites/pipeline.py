@@ -17,8 +17,7 @@ Stages 1 to 3 must sit inside these two databases: PyMC's pre-gradient pass runs
 
 This is the only file that touches the databases of PyTensor and PyMC. Rule files register their
 rewrites with the decorators :data:`recognize`, :data:`structure` and :func:`lower`; the order of
-the node rewriters inside a stage does not matter. Whole-graph rules run in the order in which they
-are registered: those of stage 3, which make ragged densities alike, before those of stage 1.
+the node rewriters inside a stage does not matter, that of whole-graph rules is `WHOLE_GRAPH_ORDER`.
 """
 
 import warnings
@@ -45,6 +44,23 @@ IR_START, IR_END = -1.0, 4.5
 
 #: PyTensor leaves rewrites with this tag out of the inner graphs of ops such as ours.
 RECOGNITION_TAG = "symbolic_op_recognition"
+
+
+#: The whole-graph rules of the stages before the gradient, in the order in which they run.
+WHOLE_GRAPH_ORDER = (
+    # the markers of what is declared would be in the way of all others
+    "drain_declarations",
+    # makes densities alike that have different numbers of rows
+    "constant_rows_are_compressed",
+    # terms that look different only because they were not merged would go into different packs
+    "merge_duplicates",
+    "reroll_outputs",
+    # before the rules that would take those groups that have equally many rows
+    "join_ragged_rows",
+    # what re-rolled sums leave behind is for the next round
+    "reroll_stacks",
+    "reroll_sums",
+)
 
 
 class RewriteFailedWarning(UserWarning):
@@ -169,7 +185,8 @@ def rule_name(rule) -> str:
 
 
 def _guarded(rule, stage: str, *, opted_in: bool):
-    rule = rule.rewriter() if isinstance(rule, type) else rule
+    if isinstance(rule, type):
+        rule = rule.rewriter()  # type: ignore[attr-defined]
     guard = GuardedNodeRewriter if isinstance(rule, NodeRewriter) else GuardedGraphRewriter
     return guard(rule, stage, opted_in=opted_in)
 
@@ -195,11 +212,14 @@ def _register(database: RewriteDatabase, rule, stage: str, *tags: str, **kwargs)
     return rule
 
 
+#: Whole-graph rules that `activate` registers in their order: name -> (rule, stage, databases).
+_whole_graph: dict[str, tuple[Callable, str, tuple[str, ...]]] = {}
+
+
 def reroll(rule):
-    """Register a whole-graph rewrite of stage 1."""
-    return _register(
-        optdb["canonicalize"], rule, "reroll", "fast_run", "fast_compile", RECOGNITION_TAG
-    )
+    """Register a whole-graph rewrite of stage 1; `WHOLE_GRAPH_ORDER` must name it."""
+    _whole_graph[rule_name(rule)] = rule, "reroll", ("canonicalize",)
+    return rule
 
 
 def recognize(rule):
@@ -215,9 +235,17 @@ def structure(rule):
     It runs in both databases: ``canonicalize`` rebuilds the inputs of a node, and a tag that a user
     or PyMC has set on one of them, such as ``lower_triangular``, is then gone.
     """
-    for database in ("canonicalize", "stabilize"):
-        _register(optdb[database], rule, "structure", "fast_run", "fast_compile", RECOGNITION_TAG)
+    databases = ("canonicalize", "stabilize")
+    if isinstance(rule, NodeRewriter | type):
+        _register_early(rule, "structure", databases)
+    else:
+        _whole_graph[rule_name(rule)] = rule, "structure", databases
     return rule
+
+
+def _register_early(rule, stage: str, databases: tuple[str, ...]):
+    for database in databases:
+        _register(optdb[database], rule, stage, "fast_run", "fast_compile", RECOGNITION_TAG)
 
 
 def lower(*backends: str, position: float = LOWER_POSITION, tidies: bool = False):
@@ -273,7 +301,13 @@ def logprob_graph(position: float):
 
 
 def activate() -> None:
-    """Import every rule file of the stages; importing a rule file registers its rules."""
+    """Import every rule file of the stages; importing a rule file registers its rules.
+
+    Raises
+    ------
+    RuntimeError
+        If a whole-graph rule has no place in `WHOLE_GRAPH_ORDER`, or a name there has no rule.
+    """
     for stage in ("structure", "reroll", "recognize", "lower"):
         package = import_module(f"pytensor_mvn_rewrites.{stage}")
         for module in iter_modules(package.__path__, f"{package.__name__}."):
@@ -282,3 +316,8 @@ def activate() -> None:
                 import_module(module.name)
     for module_name in ("logprob", "declarations"):
         import_module(f"pytensor_mvn_rewrites.{module_name}")
+    if set(_whole_graph) != set(WHOLE_GRAPH_ORDER):
+        names = ", ".join(sorted(set(_whole_graph) ^ set(WHOLE_GRAPH_ORDER)))
+        raise RuntimeError(f"WHOLE_GRAPH_ORDER must name every whole-graph rule once: {names}")
+    for name in WHOLE_GRAPH_ORDER:
+        _register_early(*_whole_graph[name])

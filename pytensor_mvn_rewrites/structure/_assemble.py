@@ -42,6 +42,9 @@ def broadcast_to_batch(var, like) -> Tensor:
 
 def outputs_like(node: Apply, outputs: list[Tensor]) -> list[Tensor] | None:
     """`outputs`, if they can take the place of those of `node`: equal dtypes and dimensions."""
+    outputs = [
+        pt.atleast_Nd(new, n=old.type.ndim) for new, old in zip(outputs, node.outputs, strict=True)
+    ]
     for new, old in zip(outputs, node.outputs, strict=True):
         if new.type.dtype != old.type.dtype or new.type.broadcastable != old.type.broadcastable:
             return None

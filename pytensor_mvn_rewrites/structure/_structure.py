@@ -9,7 +9,7 @@ from pytensor.graph.rewriting.basic import NodeRewriter, node_rewriter
 
 from pytensor_mvn_rewrites.matching import Tensor, without_leading_ones
 from pytensor_mvn_rewrites.ops import InvQuadLogdet, MvNormalLogp
-from pytensor_mvn_rewrites.pipeline import RULES
+from pytensor_mvn_rewrites.pipeline import RULES, Declined, record
 from pytensor_mvn_rewrites.structure._assemble import from_parts, outputs_like, split_inputs
 
 
@@ -24,9 +24,28 @@ class Structure:
     params: ClassVar[tuple[str, ...]] = ("cov",)
 
     @classmethod
-    def match(cls, fgraph: FunctionGraph | None, matrix: Tensor) -> Self | None:
-        """The parts of `matrix`, shape (..., n, n) without leading ones; None if not proven."""
+    def match(
+        cls, fgraph: FunctionGraph | None, matrix: Tensor, n: int | None, param: str
+    ) -> Self | None:
+        """The parts of `matrix`, or None if it is not proven to be made of them.
+
+        Parameters
+        ----------
+        fgraph : FunctionGraph, optional
+            What knows the facts that were declared.
+        matrix : tensor, shape (..., n, n)
+            Without leading dimensions of length 1.
+        n : int, optional
+            Its size, if that is known, be it only from the vectors that go with it.
+        param : str
+            One of `params`: what the matrix is.
+        """
         raise NotImplementedError
+
+    @classmethod
+    def declined(cls, reason: str) -> None:
+        """Note that a matrix of this structure is left alone."""
+        record(Declined("structure", cls.__name__, reason))
 
     def quad_logdet(self, delta: Tensor, param: str) -> Sequence[Tensor] | None:
         """The quadratic form, half the log-determinant, and whether all is well, each (...).
@@ -64,7 +83,10 @@ class Structure:
         def rule(fgraph: FunctionGraph, node: Apply):
             if node.op.param not in cls.params:
                 return None
-            found = cls.match(fgraph, without_leading_ones(node.inputs[-1], 2))
+            *vectors, matrix = node.inputs
+            sizes = (*matrix.type.shape[-2:], *(vector.type.shape[-1] for vector in vectors))
+            n = next((size for size in sizes if size not in (None, 1)), matrix.type.shape[-1])
+            found = cls.match(fgraph, without_leading_ones(matrix, 2), n, node.op.param)
             return None if found is None else found.outputs(node)
 
         rule.__name__, rule.__doc__ = cls.__name__, cls.__doc__
@@ -80,8 +102,9 @@ def structures() -> Iterator[type[Structure]]:
 
 def describe(fgraph: FunctionGraph | None, matrix: Tensor, param: str = "cov") -> Structure | None:
     """The first structure that matches `matrix`, shape (..., n, n), given as `param`."""
+    n = matrix.type.shape[-1]
     for cls in structures():
-        if param in cls.params and (found := cls.match(fgraph, matrix)) is not None:
+        if param in cls.params and (found := cls.match(fgraph, matrix, n, param)) is not None:
             return found
     return None
 
@@ -91,7 +114,7 @@ def known_cholesky_factor(fgraph: FunctionGraph | None, matrix: Tensor) -> Tenso
     for cls in structures():
         if cls.cholesky is Structure.cholesky:
             continue
-        found = cls.match(fgraph, matrix)
+        found = cls.match(fgraph, matrix, matrix.type.shape[-1], "cov")
         if found is not None and (chol := found.cholesky()) is not None:
             return chol
     return None

@@ -5,17 +5,16 @@ from collections import defaultdict
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import pytensor.tensor as pt
 from pytensor.graph.basic import Constant, Variable
-from pytensor.graph.rewriting.basic import node_rewriter
 from pytensor.scalar.basic import Add
 from pytensor.tensor.basic import Join
 from pytensor.tensor.blockwise import Blockwise
 from pytensor.tensor.elemwise import DimShuffle, Elemwise
-from pytensor.tensor.linalg.constructors import BlockDiagonal
+from pytensor.tensor.linalg.constructors import BlockDiagonal as BlockDiag
 from pytensor.tensor.linalg.inverse import MatrixInverse
 from pytensor.tensor.math import Dot, Sum
 from pytensor.tensor.shape import specify_shape
@@ -28,7 +27,6 @@ from pytensor_mvn_rewrites.matching import (
     scalar_constant,
     without_leading_ones,
 )
-from pytensor_mvn_rewrites.ops import InvQuadLogdet, MvNormalLogp
 from pytensor_mvn_rewrites.pipeline import structure
 from pytensor_mvn_rewrites.structure._assemble import outputs_like
 from pytensor_mvn_rewrites.structure._kron import (
@@ -38,6 +36,7 @@ from pytensor_mvn_rewrites.structure._kron import (
     split_scale,
     static_size,
 )
+from pytensor_mvn_rewrites.structure._structure import Structure
 from pytensor_mvn_rewrites.structure.diagonal import diagonal_of, is_square
 
 #: A constant matrix of blocks of several sizes is split from this size on: each size is a node.
@@ -55,8 +54,8 @@ class Blocks:
 
 
 @structure
-@node_rewriter([MvNormalLogp, InvQuadLogdet])
-def matrix_is_block_diagonal(fgraph, node):
+@dataclass(frozen=True)
+class BlockDiagonal(Structure):
     r"""MvNormalLogp(x, mu, block_diag(S_1, ..., S_B)) -> sum(MvNormalLogp(X, M, S)), S the stack.
 
     .. math:: \log N(x \mid \mu, \oplus_b \Sigma_b) = \sum_b \log N(x_b \mid \mu_b, \Sigma_b)
@@ -67,29 +66,44 @@ def matrix_is_block_diagonal(fgraph, node):
     which is when the whole matrix is not.
     Declines unless every block is provably square and of known size, and for overlapping blocks.
     """
-    *vectors, matrix = node.inputs
-    n = static_size(matrix)
-    groups = blocks_of(matrix)
-    if n is None or groups is None or not is_real_float(matrix):
-        return None
-    if any(vector.type.shape[-1] not in (None, n) for vector in vectors):
-        return None
-    results = []
-    for blocks in groups:
-        matrices = blocks.matrices.astype(matrix.type.dtype)
-        outputs = type(node.op)(param=node.op.param)(
-            *(take(vector, blocks.positions, n) for vector in vectors),
-            without_leading_ones(matrices, 2),
-            return_list=True,
-        )
-        results.append(
-            [out.all(axis=-1) if out.type.dtype == "bool" else out.sum(axis=-1) for out in outputs]
-        )
-    totals = [
-        reduce(pt.and_ if parts[0].type.dtype == "bool" else pt.add, parts)
-        for parts in zip(*results, strict=True)
-    ]
-    return outputs_like(node, totals)
+
+    params: ClassVar = ("cov", "chol", "tau")
+
+    n: int
+    dtype: str
+    groups: list[Blocks]
+
+    @classmethod
+    def match(cls, fgraph, matrix, n, param) -> Self | None:
+        """In any of the forms that `blocks_of` knows."""
+        groups = blocks_of(matrix)
+        if groups is None or not is_real_float(matrix) or n != static_size(matrix):
+            return None
+        return cls(n, matrix.type.dtype, groups)
+
+    def outputs(self, node):
+        """The same op for each size of blocks."""
+        vectors = node.inputs[:-1]
+        if any(vector.type.shape[-1] not in (None, self.n) for vector in vectors):
+            return None
+        results = []
+        for blocks in self.groups:
+            outputs = type(node.op)(param=node.op.param)(
+                *(take(vector, blocks.positions, self.n) for vector in vectors),
+                without_leading_ones(blocks.matrices.astype(self.dtype), 2),
+                return_list=True,
+            )
+            results.append(
+                [
+                    out.all(axis=-1) if out.type.dtype == "bool" else out.sum(axis=-1)
+                    for out in outputs
+                ]
+            )
+        totals = [
+            reduce(pt.and_ if parts[0].type.dtype == "bool" else pt.add, parts)
+            for parts in zip(*results, strict=True)
+        ]
+        return outputs_like(node, totals)
 
 
 def take(vector: Tensor, positions: np.ndarray, n: int) -> Tensor:
@@ -166,7 +180,7 @@ def layout(block: Tensor) -> tuple:
 def blocks_of_block_diag(matrix: Tensor) -> list[Blocks] | None:
     """``block_diag(S_1, ..., S_B)``."""
     match matrix.owner_op_and_inputs:
-        case (BlockDiagonal() | Blockwise(BlockDiagonal()), *blocks):
+        case (BlockDiag() | Blockwise(BlockDiag()), *blocks):
             flat = flattened(blocks)
             if any(static_size(block) is None for block in flat):
                 return None
@@ -179,7 +193,7 @@ def flattened(blocks: list[Tensor]) -> list[Tensor]:
     flat: list[Tensor] = []
     for block in blocks:
         match block.owner_op_and_inputs:
-            case (BlockDiagonal() | Blockwise(BlockDiagonal()), *inner):
+            case (BlockDiag() | Blockwise(BlockDiag()), *inner):
                 flat += flattened(list(inner))
             case _:
                 flat.append(block)

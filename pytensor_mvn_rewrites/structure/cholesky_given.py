@@ -40,7 +40,7 @@ class Gram(Structure):
     chol: Tensor
 
     @classmethod
-    def match(cls, fgraph, matrix) -> Self | None:
+    def match(cls, fgraph, matrix, n, param) -> Self | None:
         """With the signs of its diagonal taken out of its columns, any triangular matrix is one."""
         view = matrix_view(matrix)
         match view.core.owner_op_and_inputs:

@@ -1,5 +1,8 @@
 """Constant covariances: factored, and constant data whitened, when the graph is compiled."""
 
+from dataclasses import dataclass
+from typing import Self
+
 import numpy as np
 import pytensor.tensor as pt
 from pytensor.graph.rewriting.basic import node_rewriter
@@ -9,14 +12,15 @@ from pytensor.tensor.elemwise import Elemwise
 from pytensor_mvn_rewrites.matching import Tensor, constant_value
 from pytensor_mvn_rewrites.ops import InvQuadLogdet, MvNormalLogp, inv_quad_logdet
 from pytensor_mvn_rewrites.pipeline import structure
-from pytensor_mvn_rewrites.structure._assemble import from_parts, outputs_like, split_inputs
+from pytensor_mvn_rewrites.structure._assemble import from_parts, split_inputs
 from pytensor_mvn_rewrites.structure._gathers import gathered
 from pytensor_mvn_rewrites.structure._rowwise import NotRowwise, linear_in_rows, with_other_rows
+from pytensor_mvn_rewrites.structure._structure import Structure
 
 
 @structure
-@node_rewriter([MvNormalLogp, InvQuadLogdet])
-def constant_matrix_is_factored(fgraph, node):
+@dataclass(frozen=True)
+class ConstantMatrix(Structure):
     r"""MvNormalLogp{cov}(x, mu, s * S), S constant -> MvNormalLogp{chol}(x, mu, sqrt(s) * chol(S)).
 
     .. math:: \mathrm{chol}(s \Sigma) = \sqrt s\, \mathrm{chol}(\Sigma)
@@ -26,23 +30,29 @@ def constant_matrix_is_factored(fgraph, node):
     NaN, one that is zero makes its diagonal zero: not positive definite, as before.
     Declines when a constant matrix has no Cholesky factorization.
     """
-    if node.op.param != "cov":
-        return None
-    *vectors, cov = node.inputs
-    constants, scales = constant_and_scales(cov)
-    if constants is None:
-        return None
-    try:
-        chol: Tensor = pt.constant(np.linalg.cholesky(constants).astype(cov.type.dtype))
-    except np.linalg.LinAlgError:
-        return None
-    if not np.isfinite(chol.data).all():
-        return None
-    for scale in scales:
-        chol = pt.sqrt(scale) * chol
-    if chol.type.dtype != cov.type.dtype:
-        return None
-    return outputs_like(node, type(node.op)(param="chol")(*vectors, chol, return_list=True))
+
+    #: Shape (..., n, n).
+    chol: Tensor
+
+    @classmethod
+    def match(cls, fgraph, matrix, n, param) -> Self | None:
+        """Factor it now."""
+        constants, scales = constant_and_scales(matrix)
+        if constants is None:
+            return None
+        try:
+            chol: Tensor = pt.constant(np.linalg.cholesky(constants).astype(matrix.type.dtype))
+        except np.linalg.LinAlgError:
+            return None
+        if not np.isfinite(chol.data).all():
+            return None
+        for scale in scales:
+            chol = pt.sqrt(scale) * chol
+        return cls(chol)
+
+    def cholesky(self):
+        """The scaled constant."""
+        return self.chol
 
 
 def constant_and_scales(matrix: Tensor) -> tuple[np.ndarray | None, list[Tensor]]:

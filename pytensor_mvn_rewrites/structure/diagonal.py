@@ -1,9 +1,11 @@
 """Diagonal covariances."""
 
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
 import numpy as np
 import pytensor.tensor as pt
 from pytensor.graph.basic import Constant, Variable
-from pytensor.graph.rewriting.basic import node_rewriter
 from pytensor.scalar.basic import Add, Mul, Neg, Sub, TrueDiv
 from pytensor.tensor.basic import AllocDiag, Eye
 from pytensor.tensor.blockwise import Blockwise
@@ -17,14 +19,13 @@ from pytensor_mvn_rewrites.matching import (
     matrix_view,
     scalar_constant,
 )
-from pytensor_mvn_rewrites.ops import InvQuadLogdet, MvNormalLogp
 from pytensor_mvn_rewrites.pipeline import structure
-from pytensor_mvn_rewrites.structure._assemble import from_parts, split_inputs
+from pytensor_mvn_rewrites.structure._structure import Structure
 
 
 @structure
-@node_rewriter([MvNormalLogp, InvQuadLogdet])
-def matrix_is_diagonal(fgraph, node):
+@dataclass(frozen=True)
+class Diagonal(Structure):
     r"""InvQuadLogdet(delta, diag(d)) -> sum(delta**2 / d), sum(log(d)) / 2, all(d > 0).
 
     .. math:: \delta^\top \mathrm{diag}(d)^{-1} \delta = \sum_i \delta_i^2 / d_i, \qquad
@@ -36,25 +37,34 @@ def matrix_is_diagonal(fgraph, node):
     Declines for matrices whose off-diagonal entries are not zero by construction, and when the
     lengths of vector and diagonal may differ.
     """
-    delta, matrix = split_inputs(node)
-    diag = diagonal_of(matrix)
-    if diag is None or not is_real_float(diag):
-        return None
-    if diag.type.broadcastable[-1] or delta.type.broadcastable[-1]:
-        # a single entry would broadcast against a vector that it does not belong to
-        if not (diag.type.shape[-1] == delta.type.shape[-1] == 1):
-            return None
-    posdef = pt.all(diag > 0, axis=-1)
-    if node.op.param == "chol":
-        # as in the triangular solve, signs do not matter here
-        return from_parts(
-            node, ((delta / diag) ** 2).sum(axis=-1), pt.log(diag).sum(axis=-1), posdef
-        )
-    diag = pt.switch(diag > 0, diag, np.asarray(np.nan, dtype=diag.type.dtype))
-    half_logdet = 0.5 * pt.log(diag).sum(axis=-1)
-    if node.op.param == "tau":
-        return from_parts(node, (delta**2 * diag).sum(axis=-1), -half_logdet, posdef)
-    return from_parts(node, (delta**2 / diag).sum(axis=-1), half_logdet, posdef)
+
+    params: ClassVar = ("cov", "chol", "tau")
+
+    #: Shape (..., n).
+    diag: Tensor
+
+    @classmethod
+    def match(cls, fgraph, matrix, n, param) -> Self | None:
+        """By construction."""
+        diag = diagonal_of(matrix)
+        return cls(diag) if diag is not None and is_real_float(diag) else None
+
+    def quad_logdet(self, delta, param):
+        """The identity."""
+        diag = self.diag
+        if diag.type.broadcastable[-1] or delta.type.broadcastable[-1]:
+            # a single entry would broadcast against a vector that it does not belong to
+            if not (diag.type.shape[-1] == delta.type.shape[-1] == 1):
+                return None
+        posdef = pt.all(diag > 0, axis=-1)
+        if param == "chol":
+            # as in the triangular solve, signs do not matter here
+            return ((delta / diag) ** 2).sum(axis=-1), pt.log(diag).sum(axis=-1), posdef
+        diag = pt.switch(diag > 0, diag, np.asarray(np.nan, dtype=diag.type.dtype))
+        half_logdet = 0.5 * pt.log(diag).sum(axis=-1)
+        if param == "tau":
+            return (delta**2 * diag).sum(axis=-1), -half_logdet, posdef
+        return (delta**2 / diag).sum(axis=-1), half_logdet, posdef
 
 
 def diagonal_of(matrix: Variable) -> Tensor | None:

@@ -1,23 +1,25 @@
 """Covariances and precisions that are exponentials of symmetric matrices."""
 
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
 import numpy as np
 import pytensor.tensor as pt
-from pytensor.graph.rewriting.basic import node_rewriter
 from pytensor.tensor.blockwise import Blockwise
 from pytensor.tensor.linalg.products import Expm
 
-from pytensor_mvn_rewrites.matching import is_positive, is_real_float
-from pytensor_mvn_rewrites.ops import InvQuadLogdet, MvNormalLogp, expm_quad_logdet
-from pytensor_mvn_rewrites.pipeline import Declined, record, structure
-from pytensor_mvn_rewrites.structure._assemble import from_parts, split_inputs
+from pytensor_mvn_rewrites.matching import Tensor, is_positive, is_real_float
+from pytensor_mvn_rewrites.ops import expm_quad_logdet
+from pytensor_mvn_rewrites.pipeline import structure
 from pytensor_mvn_rewrites.structure._kron import split_scale, static_size, without_batch_dims
+from pytensor_mvn_rewrites.structure._structure import Structure
 from pytensor_mvn_rewrites.structure._symmetry import is_symmetric
 from pytensor_mvn_rewrites.structure.kronecker_noise import split_noise
 
 
 @structure
-@node_rewriter([MvNormalLogp, InvQuadLogdet])
-def matrix_is_exponential(fgraph, node):
+@dataclass(frozen=True)
+class Exponential(Structure):
     r"""InvQuadLogdet(delta, c * expm(X) + s * eye) -> ExpmQuadLogdet(delta, s / c, X).
 
     With the eigendecomposition :math:`X = Q \Lambda Q^\top`,
@@ -31,38 +33,50 @@ def matrix_is_exponential(fgraph, node):
     ill-conditioned to be factored. Declines unless X is provably symmetric, for precisions with
     noise, and, with noise, unless c is provably positive.
     """
-    if node.op.param == "chol":
-        return None
-    delta, matrix = split_inputs(node)
-    noise, product = split_noise(matrix) or (None, matrix)
-    scale, core = split_scale(product)
-    match without_batch_dims(core).owner_op_and_inputs:
-        case (Expm() | Blockwise(Expm()), exponent):
-            pass
-        case _:
+
+    params: ClassVar = ("cov", "tau")
+
+    #: The X, shape (..., n, n).
+    exponent: Tensor
+    #: The c and s, shape (...), or None.
+    scale: Tensor | None
+    noise: Tensor | None
+
+    @classmethod
+    def match(cls, fgraph, matrix, n, param) -> Self | None:
+        """Take noise and scale off."""
+        noise, product = split_noise(matrix) or (None, matrix)
+        scale, core = split_scale(product)
+        match without_batch_dims(core).owner_op_and_inputs:
+            case (Expm() | Blockwise(Expm()), exponent):
+                pass
+            case _:
+                return None
+        if not is_real_float(exponent) or exponent.type.dtype != matrix.type.dtype:
             return None
-    if not is_real_float(exponent) or exponent.type.dtype != matrix.type.dtype:
-        return None
-    if not is_symmetric(fgraph, exponent):
-        reason = "the exponent is not provably symmetric"
-        record(Declined("structure", "matrix_is_exponential", reason))
-        return None
-    if noise is not None:
-        # of unknown sizes, an identity of the wrong one would go unnoticed
-        if node.op.param == "tau" or static_size(exponent) is None:
-            return None
-        if scale is not None and not is_positive(scale):
-            return None
-    dtype = matrix.type.dtype
-    zero, nan = np.asarray(0, dtype=dtype), np.asarray(np.nan, dtype=dtype)
-    noise = pt.constant(zero) if noise is None else noise.astype(dtype)
-    scale = None if scale is None else scale[..., 0, 0].astype(dtype)
-    if node.op.param == "tau":
-        exponent, scale = -exponent, None if scale is None else 1 / scale
-    if scale is None:
-        return from_parts(node, *expm_quad_logdet(delta, noise, exponent))
-    scale = pt.switch(scale > 0, scale, nan)
-    quaddist, half_logdet, posdef = expm_quad_logdet(delta, noise / scale, exponent)
-    half_n = np.asarray(0.5, dtype=dtype) * exponent.shape[-1].astype(dtype)
-    half_logdet = half_logdet + half_n * pt.log(scale)
-    return from_parts(node, quaddist / scale, half_logdet, posdef & (scale > 0))
+        if not is_symmetric(fgraph, exponent):
+            return cls.declined("the exponent is not provably symmetric")
+        if noise is not None:
+            # of unknown sizes, an identity of the wrong one would go unnoticed
+            if param == "tau" or static_size(exponent) is None:
+                return None
+            if scale is not None and not is_positive(scale):
+                return None
+            noise = noise.astype(matrix.type.dtype)
+        scale = None if scale is None else scale[..., 0, 0].astype(matrix.type.dtype)
+        return cls(exponent, scale, noise)
+
+    def quad_logdet(self, delta, param):
+        """The identity."""
+        exponent, scale, dtype = self.exponent, self.scale, self.exponent.type.dtype
+        zero, nan = np.asarray(0, dtype=dtype), np.asarray(np.nan, dtype=dtype)
+        noise = pt.constant(zero) if self.noise is None else self.noise
+        if param == "tau":
+            exponent, scale = -exponent, None if scale is None else 1 / scale
+        if scale is None:
+            return expm_quad_logdet(delta, noise, exponent)
+        scale = pt.switch(scale > 0, scale, nan)
+        quaddist, half_logdet, posdef = expm_quad_logdet(delta, noise / scale, exponent)
+        half_n = np.asarray(0.5, dtype=dtype) * exponent.shape[-1].astype(dtype)
+        half_logdet = half_logdet + half_n * pt.log(scale)
+        return quaddist / scale, half_logdet, posdef & (scale > 0)

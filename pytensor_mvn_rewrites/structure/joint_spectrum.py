@@ -59,10 +59,9 @@ class JointSpectrum(Structure):
     definite: np.ndarray
 
     @classmethod
-    def match(cls, fgraph, matrix) -> Self | None:
+    def match(cls, fgraph, matrix, n, param) -> Self | None:
         """Take the sum apart, and find the definite one of its matrices."""
-        n = static_size(matrix)
-        if n is None or n < MIN_SIZE or not is_real_float(matrix):
+        if (static_size(matrix) or 0) < MIN_SIZE or not is_real_float(matrix):
             return None
         found = combination(matrix)
         if found is None or len(found) != 2 or blocks_of(matrix) is not None:

@@ -1,13 +1,15 @@
 """Covariances that are Kronecker products."""
 
 import math
+from dataclasses import dataclass
 from functools import reduce
 from operator import mul
+from typing import ClassVar, Self
 
 import numpy as np
 import pytensor.tensor as pt
 from pytensor.graph.basic import Constant
-from pytensor.graph.rewriting.basic import node_rewriter
+from pytensor.graph.fg import FunctionGraph
 from pytensor.tensor.blockwise import Blockwise
 from pytensor.tensor.linalg.constructors import BlockDiagonal
 
@@ -18,12 +20,11 @@ from pytensor_mvn_rewrites.matching import (
     is_positive,
     is_real_float,
 )
-from pytensor_mvn_rewrites.ops import InvQuadLogdet, MvNormalLogp, inv_quad_logdet, whiten_by
+from pytensor_mvn_rewrites.ops import inv_quad_logdet, whiten_by
 from pytensor_mvn_rewrites.ops.eigen import SharedRows, length, lengths
-from pytensor_mvn_rewrites.pipeline import Declined, record, structure
-from pytensor_mvn_rewrites.structure._assemble import from_parts, split_inputs
+from pytensor_mvn_rewrites.pipeline import structure
 from pytensor_mvn_rewrites.structure._kron import kron_factors, multiple_of_identity, static_size
-from pytensor_mvn_rewrites.structure._structure import known_cholesky_factor
+from pytensor_mvn_rewrites.structure._structure import Structure, known_cholesky_factor
 from pytensor_mvn_rewrites.structure._symmetry import is_symmetric
 from pytensor_mvn_rewrites.structure._triangular import Triangularity, triangularity
 from pytensor_mvn_rewrites.structure.diagonal import diagonal_of
@@ -43,8 +44,8 @@ PRODUCT_RATIO = 8
 
 
 @structure
-@node_rewriter([MvNormalLogp, InvQuadLogdet])
-def matrix_is_kronecker_product(fgraph, node):
+@dataclass(frozen=True)
+class Kronecker(Structure):
     r"""InvQuadLogdet(delta, kron(A_1, ..., A_m)) -> one Cholesky per Kronecker factor.
 
     With :math:`A_i = L_i L_i^\top` of size :math:`n_i` and :math:`N = \prod_i n_i`,
@@ -69,27 +70,41 @@ def matrix_is_kronecker_product(fgraph, node):
     multiples of an identity among the Kronecker factors (they are block-diagonal). A size may be
     unknown if the Kronecker factor is proven symmetric, and so square, and N is known.
     """
-    delta, matrix = split_inputs(node)
-    scale, factors = kron_factors(matrix)
-    if len(factors) == 1 or not is_real_float(matrix, *factors):
-        return None
-    sizes = sizes_of(fgraph, factors, delta.type.shape[-1])
-    if sizes is None:
-        return None
-    if any(multiple_of_identity(factor) is not None for factor in factors):
-        return None
-    param = node.op.param
-    if param == "chol" and not all(
-        triangularity(fgraph, factor) is Triangularity.CHOLESKY for factor in factors
-    ):
-        return None
-    if any(factor.type.dtype != matrix.type.dtype for factor in factors):
-        return None
-    if param != "chol" and not all(is_symmetric(fgraph, factor) for factor in factors[1:]):
-        record(Declined("structure", "matrix_is_kronecker_product", NOT_SYMMETRIC))
-        return None
-    factors = with_positive_signs(fgraph, scale, factors, param)
-    return from_parts(node, *whiten_along_axes(fgraph, delta, factors, sizes, param))
+
+    params: ClassVar = ("cov", "chol", "tau")
+
+    fgraph: FunctionGraph | None
+    #: Shape (..., n_i, n_i), all positive definite if the product is.
+    factors: list[Tensor]
+    #: Their n_i.
+    sizes: list
+
+    @classmethod
+    def match(cls, fgraph, matrix, n, param) -> Self | None:
+        """Take the product apart, and prove its factors symmetric."""
+        scale, factors = kron_factors(matrix)
+        if len(factors) == 1 or not is_real_float(matrix, *factors):
+            return None
+        sizes = sizes_of(fgraph, factors, n)
+        if sizes is None:
+            return None
+        if any(multiple_of_identity(factor) is not None for factor in factors):
+            return None
+        if param == "chol" and not all(
+            triangularity(fgraph, factor) is Triangularity.CHOLESKY for factor in factors
+        ):
+            return None
+        if any(factor.type.dtype != matrix.type.dtype for factor in factors):
+            return None
+        if param != "chol" and not all(is_symmetric(fgraph, factor) for factor in factors[1:]):
+            return cls.declined(NOT_SYMMETRIC)
+        return cls(fgraph, with_positive_signs(fgraph, scale, factors, param), sizes)
+
+    def quad_logdet(self, delta, param):
+        """The identity."""
+        if delta.type.broadcastable[-1]:
+            return None
+        return whiten_along_axes(self.fgraph, delta, self.factors, self.sizes, param)
 
 
 def sizes_of(fgraph, factors: list[Tensor], total: int | None) -> list[Tensor | int] | None:

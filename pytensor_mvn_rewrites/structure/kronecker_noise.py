@@ -1,32 +1,34 @@
 """Covariances that are Kronecker products plus a multiple of the identity."""
 
+from dataclasses import dataclass
+from typing import Self
+
 import numpy as np
 import pytensor.tensor as pt
 from pytensor.graph.basic import Constant
-from pytensor.graph.rewriting.basic import node_rewriter
 from pytensor.scalar.basic import Add, Sub
 from pytensor.tensor.basic import Alloc
 from pytensor.tensor.elemwise import DimShuffle, Elemwise
 from pytensor.tensor.subtensor import AdvancedIncSubtensor
 
 from pytensor_mvn_rewrites.matching import Tensor, dimshuffled, is_real_float
-from pytensor_mvn_rewrites.ops import InvQuadLogdet, MvNormalLogp, noisy_kronecker_quad_logdet
-from pytensor_mvn_rewrites.pipeline import Declined, record, structure
-from pytensor_mvn_rewrites.structure._assemble import from_parts, split_inputs
+from pytensor_mvn_rewrites.ops import noisy_kronecker_quad_logdet
+from pytensor_mvn_rewrites.pipeline import structure
 from pytensor_mvn_rewrites.structure._kron import (
     kron_factors,
     split_scale,
     static_size,
     without_batch_dims,
 )
+from pytensor_mvn_rewrites.structure._structure import Structure
 from pytensor_mvn_rewrites.structure._symmetry import is_symmetric
 from pytensor_mvn_rewrites.structure.diagonal import diagonal_of, is_square
 from pytensor_mvn_rewrites.structure.kronecker import sizes_of
 
 
 @structure
-@node_rewriter([MvNormalLogp, InvQuadLogdet])
-def matrix_is_noisy_kronecker_product(fgraph, node):
+@dataclass(frozen=True)
+class KroneckerPlusNoise(Structure):
     r"""InvQuadLogdet(delta, kron(A_1, ..., A_m) + s * eye) -> NoisyKroneckerQuadLogdet.
 
     With eigendecompositions :math:`A_k = Q_k \Lambda_k Q_k^\top`,
@@ -44,27 +46,36 @@ def matrix_is_noisy_kronecker_product(fgraph, node):
     Kronecker factor may be unknown if it is provably symmetric.
     Declines too for noise whose variances differ, or are not provably the same.
     """
-    if node.op.param != "cov":
-        return None
-    delta, matrix = split_inputs(node)
-    parts = split_noise(matrix)
-    if parts is None:
-        return None
-    noise, product = parts
-    scale, factors = kron_factors(product)
-    if len(factors) == 1 or not is_real_float(noise, matrix, *factors):
-        return None
-    if sizes_of(fgraph, factors, delta.type.shape[-1]) is None or static_size(matrix) is None:
-        return None
-    if not all(is_symmetric(fgraph, factor) for factor in factors[1:]):
-        reason = "a Kronecker factor is not provably symmetric"
-        record(Declined("structure", "matrix_is_noisy_kronecker_product", reason))
-        return None
-    if scale is not None:
-        factors[0] = scale * factors[0]
-    dtype = matrix.type.dtype
-    noise, *factors = (part.astype(dtype) for part in (noise, *factors))
-    return from_parts(node, *noisy_kronecker_quad_logdet(delta, noise, factors))
+
+    #: The variance s, shape (...).
+    noise: Tensor
+    #: Shape (..., n_k, n_k).
+    factors: list[Tensor]
+
+    @classmethod
+    def match(cls, fgraph, matrix, n, param) -> Self | None:
+        """Take the noise off and the product apart, and prove its factors symmetric."""
+        parts = split_noise(matrix)
+        if parts is None:
+            return None
+        noise, product = parts
+        scale, factors = kron_factors(product)
+        if len(factors) == 1 or not is_real_float(noise, matrix, *factors):
+            return None
+        if sizes_of(fgraph, factors, n) is None or static_size(matrix) is None:
+            return None
+        if not all(is_symmetric(fgraph, factor) for factor in factors[1:]):
+            return cls.declined("a Kronecker factor is not provably symmetric")
+        if scale is not None:
+            factors[0] = scale * factors[0]
+        dtype = matrix.type.dtype
+        return cls(noise.astype(dtype), [factor.astype(dtype) for factor in factors])
+
+    def quad_logdet(self, delta, param):
+        """One op."""
+        if delta.type.broadcastable[-1]:
+            return None
+        return noisy_kronecker_quad_logdet(delta, self.noise, self.factors)
 
 
 def split_noise(matrix: Tensor) -> tuple[Tensor, Tensor] | None:

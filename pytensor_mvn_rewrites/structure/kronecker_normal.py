@@ -29,7 +29,7 @@ from pytensor_mvn_rewrites.structure.kronecker import whiten_along_axes, with_po
 def noise_is_zero(fgraph, node):
     r"""NoisyKroneckerQuadLogdet(delta, 0, A_1, ..., A_m) -> one Cholesky per Kronecker factor.
 
-    The identity is that of :func:`~.kronecker.matrix_is_kronecker_product`. Cost: a Cholesky
+    The identity is that of :func:`~.kronecker.Kronecker`. Cost: a Cholesky
     factorization instead of an eigendecomposition, which takes about 20 times as long. Declines
     unless the noise is the constant 0 and all sizes are known.
     """

@@ -1,10 +1,11 @@
 """Covariances that are sums of two Kronecker products: separable signal plus separable noise."""
 
-from typing import NamedTuple
+import math
+from dataclasses import dataclass
+from typing import NamedTuple, Self
 
 import numpy as np
 import pytensor.tensor as pt
-from pytensor.graph.rewriting.basic import node_rewriter
 from pytensor.scalar.basic import Mul
 from pytensor.tensor.basic import Alloc
 from pytensor.tensor.elemwise import Elemwise
@@ -18,17 +19,16 @@ from pytensor_mvn_rewrites.matching import (
     is_positive,
     is_real_float,
 )
-from pytensor_mvn_rewrites.ops import InvQuadLogdet, MvNormalLogp, noisy_kronecker_quad_logdet
+from pytensor_mvn_rewrites.ops import noisy_kronecker_quad_logdet
 from pytensor_mvn_rewrites.ops.eigen import SharedRows, length, lengths
-from pytensor_mvn_rewrites.pipeline import Declined, record, structure
-from pytensor_mvn_rewrites.structure._assemble import from_parts, split_inputs
+from pytensor_mvn_rewrites.pipeline import structure
 from pytensor_mvn_rewrites.structure._kron import (
     kron_factors,
     multiple_of_identity,
     static_size,
     without_batch_dims,
 )
-from pytensor_mvn_rewrites.structure._structure import known_cholesky_factor
+from pytensor_mvn_rewrites.structure._structure import Structure, known_cholesky_factor
 from pytensor_mvn_rewrites.structure._symmetry import is_symmetric
 from pytensor_mvn_rewrites.structure.diagonal import diagonal_of, product, without_round_trip
 from pytensor_mvn_rewrites.structure.kronecker_noise import terms_of_sum
@@ -63,8 +63,8 @@ class Term(NamedTuple):
 
 
 @structure
-@node_rewriter([MvNormalLogp, InvQuadLogdet])
-def matrix_is_sum_of_kronecker_products(fgraph, node):
+@dataclass(frozen=True)
+class KroneckerSum(Structure):
     r"""InvQuadLogdet(delta, kron(A, B) + s * kron(C, D)) -> NoisyKroneckerQuadLogdet.
 
     With :math:`C = L_C L_C^\top`, :math:`D = L_D L_D^\top`, :math:`\tilde A = L_C^{-1} A
@@ -83,33 +83,44 @@ def matrix_is_sum_of_kronecker_products(fgraph, node):
 
     Source: Rakitsch, Lippert, Borgwardt and Stegle, It is all in the noise, 2013, section 3.
     """
-    if node.op.param != "cov":
-        return None
-    delta, matrix = split_inputs(node)
-    terms = kron_terms(matrix)
-    if terms is None or delta.type.shape[-1] not in (None, matrix.type.shape[-1]):
-        return None
-    # the whitened matrix may have a larger condition number than the sum
-    terms.sort(key=lambda term: sum(diagonal_of(factor) is None for factor in term.factors))
-    for noise, signal in (terms, terms[::-1]):
-        roots = [root_of(fgraph, factor) for factor in noise.factors]
-        if None not in roots and all(is_symmetric(fgraph, factor) for factor in signal.factors):
-            break
-    else:
-        record(Declined("structure", "matrix_is_sum_of_kronecker_products", NOT_PROVEN))
-        return None
 
-    pairs = list(zip(roots, signal.factors, strict=True))
-    first, *others = (root.whiten(root.whiten(factor).mT) for root, factor in pairs)
-    factors = [signal.scale[..., None, None] * first, *others]
-    rows = SharedRows(delta, max(part.type.ndim - 2 for part in (*factors, *noise.factors)))
-    whitened = rows.unfold(whiten_rows(rows.rows, roots), 1)
-    quaddist, half_logdet, posdef = noisy_kronecker_quad_logdet(whitened, noise.scale, factors)
-    n = matrix.type.shape[-1]
-    for root in roots:
-        half_logdet += (n // root.diag.type.shape[-1]) * pt.log(root.diag).sum(axis=-1)
-        posdef &= (root.diag > 0).all(axis=-1)
-    return from_parts(node, quaddist, half_logdet, posdef)
+    #: The term that whitens, and the Cholesky factors of its Kronecker factors.
+    noise: Term
+    roots: list[Root]
+    signal: Term
+
+    @classmethod
+    def match(cls, fgraph, matrix, n, param) -> Self | None:
+        """Find the term that is proven positive definite."""
+        terms = kron_terms(matrix)
+        if terms is None or n not in (None, matrix.type.shape[-1]):
+            return None
+        # the whitened matrix may have a larger condition number than the sum
+        terms.sort(key=lambda term: sum(diagonal_of(factor) is None for factor in term.factors))
+        for noise, signal in (terms, terms[::-1]):
+            roots = [root for factor in noise.factors if (root := root_of(fgraph, factor))]
+            if len(roots) == len(noise.factors) and all(
+                is_symmetric(fgraph, factor) for factor in signal.factors
+            ):
+                return cls(noise, roots, signal)
+        return cls.declined(NOT_PROVEN)
+
+    def quad_logdet(self, delta, param):
+        """The identity."""
+        noise, roots, signal = self.noise, self.roots, self.signal
+        if delta.type.broadcastable[-1]:
+            return None
+        pairs = list(zip(roots, signal.factors, strict=True))
+        first, *others = (root.whiten(root.whiten(factor).mT) for root, factor in pairs)
+        factors = [signal.scale[..., None, None] * first, *others]
+        rows = SharedRows(delta, max(part.type.ndim - 2 for part in (*factors, *noise.factors)))
+        whitened = rows.unfold(whiten_rows(rows.rows, roots), 1)
+        quaddist, half_logdet, posdef = noisy_kronecker_quad_logdet(whitened, noise.scale, factors)
+        sizes = [root.diag.type.shape[-1] for root in roots]
+        for root, size in zip(roots, sizes, strict=True):
+            half_logdet += (math.prod(sizes) // size) * pt.log(root.diag).sum(axis=-1)
+            posdef &= (root.diag > 0).all(axis=-1)
+        return quaddist, half_logdet, posdef
 
 
 def kron_terms(matrix: Tensor) -> list[Term] | None:

@@ -1,14 +1,14 @@
 """Covariances and precisions of low rank plus a diagonal: factor models, random effects."""
 
+from dataclasses import dataclass
 from functools import reduce
 from operator import add, matmul, mul
-from typing import NamedTuple
+from typing import ClassVar, Self
 
 import numpy as np
 import pytensor.tensor as pt
 from pytensor.assumptions import check_assumption
 from pytensor.graph.basic import Constant
-from pytensor.graph.rewriting.basic import node_rewriter
 from pytensor.scalar.basic import Add, Mul
 from pytensor.tensor.basic import Alloc
 from pytensor.tensor.blockwise import Blockwise
@@ -31,10 +31,10 @@ from pytensor_mvn_rewrites.matching import (
     transposed,
     without_leading_ones,
 )
-from pytensor_mvn_rewrites.ops import InvQuadLogdet, MvNormalLogp, low_rank_quad_logdet
+from pytensor_mvn_rewrites.ops import low_rank_quad_logdet
 from pytensor_mvn_rewrites.ops.low_rank import times
-from pytensor_mvn_rewrites.pipeline import Declined, record, structure
-from pytensor_mvn_rewrites.structure._assemble import from_parts, split_inputs
+from pytensor_mvn_rewrites.pipeline import structure
+from pytensor_mvn_rewrites.structure._structure import Structure
 from pytensor_mvn_rewrites.structure._symmetry import dot_chain, is_transpose
 from pytensor_mvn_rewrites.structure.diagonal import diagonal_of, is_square
 
@@ -56,18 +56,9 @@ RANK_UNKNOWN = (
 )
 
 
-class LowRankPlusDiagonal(NamedTuple):
-    """A stack of matrices ``W @ W.mT + diag(d)``."""
-
-    #: Shape (..., n, k).
-    factor: Tensor
-    #: Shape (..., n).
-    diag: Tensor
-
-
 @structure
-@node_rewriter([MvNormalLogp, InvQuadLogdet])
-def matrix_is_low_rank_plus_diagonal(fgraph, node):
+@dataclass(frozen=True)
+class LowRankPlusDiagonal(Structure):
     r"""InvQuadLogdet(delta, W @ W.T + diag(d)) -> LowRankQuadLogdet(delta, W, d).
 
     By the matrix determinant lemma and Woodbury's identity, with the capacitance matrix
@@ -85,38 +76,48 @@ def matrix_is_low_rank_plus_diagonal(fgraph, node):
     definite although an entry of d is not positive, unless d is proven positive. A multiple of the
     identity needs no proof: with k < n, that multiple is an eigenvalue.
     """
-    if node.op.param == "chol":
-        return None
-    delta, matrix = split_inputs(node)
-    n = delta.type.shape[-1] or matrix.type.shape[-1]
-    found = low_rank_plus_diagonal(fgraph, matrix, n)
-    if n is None or found is None or not is_real_float(matrix, *found):
-        return None
-    factor, diag = found
-    sizes = (delta.type.shape[-1], factor.type.shape[-2], *matrix.type.shape[-2:])
-    if any(size not in (None, n) for size in sizes) or factor.type.dtype != matrix.type.dtype:
-        return None
-    if n < (MIN_SIZE if factor.type.ndim == 2 else MIN_SIZE_IN_BATCH):
-        return None
-    k = factor.type.shape[-1]
-    if k is None and not is_narrow(fgraph, factor):
-        record(Declined("structure", "matrix_is_low_rank_plus_diagonal", RANK_UNKNOWN))
-        return None
-    if k is not None and n < NARROW_RATIO * k:
-        return None
-    # a matrix of another size is an error either way, and JAX wants to know
-    batch = (None,) * (factor.type.ndim - 2)
-    factor = pt.specify_shape(factor, (*batch, n, None)) if None in sizes else factor
-    if not is_positive(diag) and not is_uniform(diag):
-        record(Declined("structure", "matrix_is_low_rank_plus_diagonal", NOT_POSITIVE))
-        return None
-    quaddist, half_logdet, posdef = low_rank_quad_logdet(delta, factor, diag)
-    if node.op.param == "tau":
-        projected = times(factor.mT, delta)
-        quaddist = (projected**2).sum(axis=-1) + (delta**2 * diag).sum(axis=-1)
+
+    params: ClassVar = ("cov", "tau")
+
+    #: The W, shape (..., n, k), and d, shape (..., n).
+    factor: Tensor
+    diag: Tensor
+
+    @classmethod
+    def match(cls, fgraph, matrix, n, param) -> Self | None:
+        """Take the sum apart, and prove it narrow and its diagonal positive."""
+        found = low_rank_plus_diagonal(fgraph, matrix, n)
+        if n is None or found is None or not is_real_float(matrix, *found):
+            return None
+        factor, diag = found
+        sizes = (factor.type.shape[-2], *matrix.type.shape[-2:])
+        if any(size not in (None, n) for size in sizes) or factor.type.dtype != matrix.type.dtype:
+            return None
+        if n < (MIN_SIZE if factor.type.ndim == 2 else MIN_SIZE_IN_BATCH):
+            return None
+        k = factor.type.shape[-1]
+        if k is None and not is_narrow(fgraph, factor):
+            return cls.declined(RANK_UNKNOWN)
+        if k is not None and n < NARROW_RATIO * k:
+            return None
+        # a matrix of another size is an error either way, and JAX wants to know
+        batch = (None,) * (factor.type.ndim - 2)
+        factor = pt.specify_shape(factor, (*batch, n, None)) if None in sizes else factor
+        if not is_positive(diag) and not is_uniform(diag):
+            return cls.declined(NOT_POSITIVE)
+        return cls(factor, diag)
+
+    def quad_logdet(self, delta, param):
+        """The identity."""
+        if delta.type.shape[-1] not in (None, self.factor.type.shape[-2]):
+            return None
+        quaddist, half_logdet, posdef = low_rank_quad_logdet(delta, self.factor, self.diag)
+        if param == "cov":
+            return quaddist, half_logdet, posdef
+        projected = times(self.factor.mT, delta)
+        quaddist = (projected**2).sum(axis=-1) + (delta**2 * self.diag).sum(axis=-1)
         # as in the dense graph, no number where there is no factorization
-        return from_parts(node, quaddist + 0 * half_logdet, -half_logdet, posdef)
-    return from_parts(node, quaddist, half_logdet, posdef)
+        return quaddist + 0 * half_logdet, -half_logdet, posdef
 
 
 def is_narrow(fgraph, factor) -> bool:
@@ -138,8 +139,8 @@ def is_narrow(fgraph, factor) -> bool:
     return view.core is not factor and not view.transposed and is_narrow(fgraph, view.core)
 
 
-def low_rank_plus_diagonal(fgraph, matrix, n: int | None = None) -> LowRankPlusDiagonal | None:
-    """The parts of a sum of products ``W @ W.mT`` and of diagonal matrices."""
+def low_rank_plus_diagonal(fgraph, matrix, n: int | None = None) -> tuple[Tensor, Tensor] | None:
+    """The W and d of a sum of products ``W @ W.mT`` and of diagonal matrices."""
     matrix = without_leading_ones(matrix, 2)
     match matrix.owner_op_and_inputs:
         case (Elemwise(scalar_op=Add()), *terms):
@@ -161,7 +162,7 @@ def low_rank_plus_diagonal(fgraph, matrix, n: int | None = None) -> LowRankPlusD
     if len(factors) > 1 and any(factor.type.ndim > 2 for factor in factors):
         return None
     factor = factors[0] if len(factors) == 1 else pt.join(-1, *factors)
-    return LowRankPlusDiagonal(factor, reduce(add, diags))
+    return factor, reduce(add, diags)
 
 
 def gram_factor(fgraph, term, n: int | None) -> Tensor | None:

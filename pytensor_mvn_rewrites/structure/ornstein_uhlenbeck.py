@@ -50,7 +50,7 @@ class OrnsteinUhlenbeck(Structure):
     innovation: Tensor
 
     @classmethod
-    def match(cls, fgraph, matrix) -> Self | None:
+    def match(cls, fgraph, matrix, n, param) -> Self | None:
         """Take the scale off, and the exponential of distances apart."""
         scale, core = split_scale(matrix)
         match core.owner_op_and_inputs:

@@ -1,6 +1,8 @@
 """Covariances that are given as the inverse of a precision matrix."""
 
-from pytensor.graph.rewriting.basic import node_rewriter
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
 from pytensor.tensor.blockwise import Blockwise
 from pytensor.tensor.linalg.inverse import MatrixInverse
 from pytensor.tensor.linalg.solvers.general import Solve
@@ -12,10 +14,10 @@ from pytensor_mvn_rewrites.matching import (
     scalar_constant,
     without_leading_ones,
 )
-from pytensor_mvn_rewrites.ops import InvQuadLogdet, MvNormalLogp
-from pytensor_mvn_rewrites.pipeline import Declined, record, structure
+from pytensor_mvn_rewrites.pipeline import structure
 from pytensor_mvn_rewrites.structure._assemble import outputs_like
 from pytensor_mvn_rewrites.structure._kron import split_scale
+from pytensor_mvn_rewrites.structure._structure import Structure
 from pytensor_mvn_rewrites.structure._symmetry import is_symmetric
 from pytensor_mvn_rewrites.structure.diagonal import diagonal_of
 
@@ -26,8 +28,8 @@ NOT_SYMMETRIC = (
 
 
 @structure
-@node_rewriter([MvNormalLogp, InvQuadLogdet])
-def covariance_is_inverse_precision(fgraph, node):
+@dataclass(frozen=True)
+class Inverse(Structure):
     r"""MvNormalLogp{cov}(x, mu, c * inv(T)) -> MvNormalLogp{tau}(x, mu, T / c), and back.
 
     .. math:: d^\top (T^{-1})^{-1} d = \|L^\top d\|^2, \qquad
@@ -40,20 +42,27 @@ def covariance_is_inverse_precision(fgraph, node):
     which depends on both triangles of T. Declines for pseudo-inverses, whose T may be singular,
     and for sums and products of inverses.
     """
-    other = {"cov": "tau", "tau": "cov"}.get(node.op.param)
-    if other is None:
-        return None
-    *vectors, matrix = node.inputs
-    inverted = inverted_matrix(matrix)
-    if inverted is None or inverted.type.dtype != matrix.type.dtype:
-        return None
-    if not is_symmetric(fgraph, inverted):
-        record(Declined("structure", "covariance_is_inverse_precision", NOT_SYMMETRIC))
-        return None
-    outputs = type(node.op)(param=other)(
-        *vectors, without_leading_ones(inverted, 2), return_list=True
-    )
-    return outputs_like(node, outputs)
+
+    params: ClassVar = ("cov", "tau")
+
+    #: The T, shape (..., n, n).
+    inverted: Tensor
+
+    @classmethod
+    def match(cls, fgraph, matrix, n, param) -> Self | None:
+        """Find what is inverted, and prove it symmetric."""
+        inverted = inverted_matrix(matrix)
+        if inverted is None or inverted.type.dtype != matrix.type.dtype:
+            return None
+        if not is_symmetric(fgraph, inverted):
+            return cls.declined(NOT_SYMMETRIC)
+        return cls(without_leading_ones(inverted, 2))
+
+    def outputs(self, node):
+        """The same op in the other parametrization."""
+        other = {"cov": "tau", "tau": "cov"}[node.op.param]
+        op = type(node.op)(param=other)
+        return outputs_like(node, op(*node.inputs[:-1], self.inverted, return_list=True))
 
 
 def inverted_matrix(matrix: Tensor) -> Tensor | None:

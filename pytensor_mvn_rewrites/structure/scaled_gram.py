@@ -6,7 +6,7 @@ from typing import Self
 import numpy as np
 import pytensor.tensor as pt
 
-from pytensor_mvn_rewrites.matching import Tensor
+from pytensor_mvn_rewrites.matching import Tensor, constant_value
 from pytensor_mvn_rewrites.ops import inv_quad_logdet
 from pytensor_mvn_rewrites.pipeline import structure
 from pytensor_mvn_rewrites.structure._kron import split_scale
@@ -36,10 +36,13 @@ class ScaledGram(Structure):
     inner: Tensor
 
     @classmethod
-    def match(cls, fgraph, matrix) -> Self | None:
+    def match(cls, fgraph, matrix, n, param) -> Self | None:
         """Take the scale off."""
         scale, core = split_scale(matrix)
-        inner = None if scale is None else known_cholesky_factor(fgraph, core)
+        if scale is None or constant_value(core) is not None:
+            # of constants see constant_matrix.py
+            return None
+        inner = known_cholesky_factor(fgraph, core)
         return None if inner is None else cls(scale.astype(matrix.type.dtype), inner)
 
     def cholesky(self):

@@ -18,19 +18,12 @@ from pytensor_mvn_rewrites.matching import (
 )
 from pytensor_mvn_rewrites.ops import inv_quad_logdet
 from pytensor_mvn_rewrites.pipeline import structure
-from pytensor_mvn_rewrites.structure._kron import kron_factors
 from pytensor_mvn_rewrites.structure._structure import Structure, describe, known_cholesky_factor
 from pytensor_mvn_rewrites.structure._symmetry import (
     elementwise_factors,
-    is_symmetric,
     is_transpose,
 )
-from pytensor_mvn_rewrites.structure.block_diagonal import blocks_of
 from pytensor_mvn_rewrites.structure.diagonal import without_round_trip
-from pytensor_mvn_rewrites.structure.kronecker_noise import split_noise
-from pytensor_mvn_rewrites.structure.kronecker_sum import kron_terms
-from pytensor_mvn_rewrites.structure.low_rank import low_rank_plus_diagonal
-from pytensor_mvn_rewrites.structure.precision import inverted_matrix
 
 
 @structure
@@ -59,7 +52,7 @@ class Rescaled(Structure):
     inner_chol: Tensor | None
 
     @classmethod
-    def match(cls, fgraph, matrix) -> Self | None:
+    def match(cls, fgraph, matrix, n, param) -> Self | None:
         """Take the scales off."""
         found = split_scaling(fgraph, matrix)
         if found is None:
@@ -68,13 +61,13 @@ class Rescaled(Structure):
         if not is_real_float(scale, inner) or inner.type.dtype != matrix.type.dtype:
             return None
         chol = known_cholesky_factor(fgraph, inner)
-        if chol is None and not is_structured(fgraph, inner):
+        if chol is None and describe(fgraph, inner, param) is None:
             return None
         return cls(scale.astype(matrix.type.dtype), inner, chol)
 
     def cholesky(self):
-        """None where there are many scales of one Cholesky factor."""
-        if self.inner_chol is None:
+        """None where there are many scales of one Cholesky factor, or it has no gradient."""
+        if self.inner_chol is None or constant_value(self.inner_chol) is not None:
             return None
         chol = self.scale[..., :, None] * self.inner_chol
         if chol.type.broadcastable != self.inner_chol.type.broadcastable:
@@ -138,20 +131,3 @@ def peel(matrix: Tensor) -> tuple[list[Factor], list[Factor], Tensor]:
             if (columns or rows) and not inner_rows and not inner_columns:
                 return columns, rows, left_core @ right_core
     return [], [], matrix
-
-
-def is_structured(fgraph, matrix) -> bool:
-    """Whether another rule of this stage takes `matrix` apart."""
-    inverted = inverted_matrix(matrix)
-    if inverted is not None:
-        return is_symmetric(fgraph, inverted)
-    noisy = split_noise(matrix)
-    product = matrix if noisy is None else noisy[1]
-    return (
-        describe(fgraph, matrix) is not None
-        or constant_value(matrix) is not None
-        or blocks_of(matrix) is not None
-        or len(kron_factors(product)[1]) > 1
-        or low_rank_plus_diagonal(fgraph, matrix) is not None
-        or kron_terms(matrix) is not None
-    )

@@ -1,22 +1,24 @@
 """Covariances that are given through an upper triangular factor on the left, ``U @ U.T``."""
 
+from dataclasses import dataclass
+from typing import Self
+
 import pytensor.tensor as pt
-from pytensor.graph.rewriting.basic import node_rewriter
 from pytensor.tensor.blockwise import Blockwise
 from pytensor.tensor.math import Dot
 
-from pytensor_mvn_rewrites.matching import Tensor, matrix_view, without_leading_ones
-from pytensor_mvn_rewrites.ops import InvQuadLogdet, MvNormalLogp
+from pytensor_mvn_rewrites.matching import Tensor, matrix_view
 from pytensor_mvn_rewrites.pipeline import structure
 from pytensor_mvn_rewrites.structure._assemble import outputs_like
+from pytensor_mvn_rewrites.structure._structure import Structure
 from pytensor_mvn_rewrites.structure._symmetry import is_transpose
 from pytensor_mvn_rewrites.structure._triangular import Triangularity, triangularity
 from pytensor_mvn_rewrites.structure.cholesky_given import is_upper_triangular
 
 
 @structure
-@node_rewriter([MvNormalLogp, InvQuadLogdet])
-def upper_factor_is_given(fgraph, node):
+@dataclass(frozen=True)
+class UpperGram(Structure):
     r"""MvNormalLogp{cov}(x, mu, U @ U.T) -> MvNormalLogp{chol}(J x, J mu, J U J), J reversing.
 
     With the order of the variables reversed, an upper triangular U is lower triangular, and
@@ -31,17 +33,22 @@ def upper_factor_is_given(fgraph, node):
     and its Cholesky factorization, but saves little of the gradient, and it would give a number
     where the product of a nearly singular A is not positive definite in floating point.
     """
-    if node.op.param != "cov":
-        return None
-    *vectors, cov = node.inputs
-    upper = given_upper_factor(fgraph, without_leading_ones(cov, 2))
-    if upper is None or upper.type.dtype != cov.type.dtype:
-        return None
-    chol = upper[..., ::-1, ::-1]
-    chol = chol * pt.sign(pt.diagonal(chol, axis1=-2, axis2=-1))[..., None, :]
-    reversed_vectors = [vector[..., ::-1] for vector in vectors]
-    outputs = type(node.op)(param="chol")(*reversed_vectors, chol, return_list=True)
-    return outputs_like(node, outputs)
+
+    #: The U, shape (..., n, n).
+    upper: Tensor
+
+    @classmethod
+    def match(cls, fgraph, matrix, n, param) -> Self | None:
+        """Prove the factor on the left upper triangular."""
+        upper = given_upper_factor(fgraph, matrix)
+        return cls(upper) if upper is not None and upper.type.dtype == matrix.type.dtype else None
+
+    def outputs(self, node):
+        """The same op of vectors in reverse order."""
+        chol = self.upper[..., ::-1, ::-1]
+        chol = chol * pt.sign(pt.diagonal(chol, axis1=-2, axis2=-1))[..., None, :]
+        vectors = [vector[..., ::-1] for vector in node.inputs[:-1]]
+        return outputs_like(node, type(node.op)(param="chol")(*vectors, chol, return_list=True))
 
 
 def given_upper_factor(fgraph, cov) -> Tensor | None:

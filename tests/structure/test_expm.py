@@ -200,7 +200,7 @@ def test_model(rng):
 
 def test_explanation(rng):
     [(stage, rule, reason)] = mvn.explain(expm_model(rng, sym=False)).declined
-    assert (stage, rule) == ("structure", "matrix_is_exponential")
+    assert (stage, rule) == ("structure", "Exponential")
     assert "symmetric" in reason
 
 

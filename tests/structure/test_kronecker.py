@@ -197,7 +197,7 @@ def test_not_symmetric_factor(rng):
     with recording() as events:
         assert_declines(inv_quad_logdet(delta, kron(A, B))[:2], values)
     assert {event.rule for event in events if isinstance(event, Declined)} == {
-        "matrix_is_kronecker_product"
+        "Kronecker"
     }
 
 

@@ -218,7 +218,7 @@ def test_explanation(rng):
         cov = kron(K, other) + kron(other, K)
         pm.MvNormal("y", np.zeros(4), cov=cov, observed=rng.normal(size=4))
     [(stage, rule, reason)] = mvn.explain(model).declined
-    assert (stage, rule) == ("structure", "matrix_is_sum_of_kronecker_products")
+    assert (stage, rule) == ("structure", "KroneckerSum")
     assert "positive definite" in reason
 
 

@@ -283,7 +283,7 @@ def test_dims_of_many_factors(rng):
         pm.MvNormal("y", np.zeros(N), cov=cov, observed=rng.normal(size=N))
     assert our_ops(rewritten([model.logp()])) == {"MvNormalLogp{cov}": 1}
     [(_, rule, reason)] = mvn.explain(model).declined
-    assert rule == "matrix_is_low_rank_plus_diagonal"
+    assert rule == "LowRankPlusDiagonal"
     assert "rank is not known" in reason
 
 

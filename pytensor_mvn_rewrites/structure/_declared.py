@@ -10,6 +10,6 @@ def drain_declarations(fgraph):
     """assume(x, ...) -> x, for all of the graph at once.
 
     PyTensor's own canonicalization does it node by node, after the whole-graph rewrites of this
-    package, in whose way the markers would be: this is the first of them, by the name of its file.
+    package, in whose way the markers would be.
     """
     DrainSpecifyAssumptions().apply(fgraph)
