@@ -36,7 +36,7 @@ class Structure:
         matrix : tensor, shape (..., n, n)
             Without leading dimensions of length 1.
         n : int, optional
-            Its size, if that is known, be it only from the vectors that go with it.
+            The length of the vectors that go with it, if that is known.
         param : str
             One of `params`: what the matrix is.
         """
@@ -84,8 +84,8 @@ class Structure:
             if node.op.param not in cls.params:
                 return None
             *vectors, matrix = node.inputs
-            sizes = (*matrix.type.shape[-2:], *(vector.type.shape[-1] for vector in vectors))
-            n = next((size for size in sizes if size not in (None, 1)), matrix.type.shape[-1])
+            lengths = {vector.type.shape[-1] for vector in vectors}
+            n = max(lengths - {None, 1}, default=1 if lengths == {1} else None)
             found = cls.match(fgraph, without_leading_ones(matrix, 2), n, node.op.param)
             return None if found is None else found.outputs(node)
 
@@ -100,9 +100,10 @@ def structures() -> Iterator[type[Structure]]:
             yield rule
 
 
-def describe(fgraph: FunctionGraph | None, matrix: Tensor, param: str = "cov") -> Structure | None:
-    """The first structure that matches `matrix`, shape (..., n, n), given as `param`."""
-    n = matrix.type.shape[-1]
+def describe(
+    fgraph: FunctionGraph | None, matrix: Tensor, n: int | None, param: str = "cov"
+) -> Structure | None:
+    """The first structure that matches `matrix`, shape (..., n, n); see :meth:`Structure.match`."""
     for cls in structures():
         if param in cls.params and (found := cls.match(fgraph, matrix, n, param)) is not None:
             return found

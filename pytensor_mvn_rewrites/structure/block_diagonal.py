@@ -77,9 +77,9 @@ class BlockDiagonal(Structure):
     def match(cls, fgraph, matrix, n, param) -> Self | None:
         """In any of the forms that `blocks_of` knows."""
         groups = blocks_of(matrix)
-        if groups is None or not is_real_float(matrix) or n != static_size(matrix):
+        if groups is None or not is_real_float(matrix):
             return None
-        return cls(n, matrix.type.dtype, groups)
+        return cls(matrix.type.shape[-1], matrix.type.dtype, groups)
 
     def outputs(self, node):
         """The same op for each size of blocks."""

@@ -86,6 +86,7 @@ class LowRankPlusDiagonal(Structure):
     @classmethod
     def match(cls, fgraph, matrix, n, param) -> Self | None:
         """Take the sum apart, and prove it narrow and its diagonal positive."""
+        n = n or matrix.type.shape[-1]
         found = low_rank_plus_diagonal(fgraph, matrix, n)
         if n is None or found is None or not is_real_float(matrix, *found):
             return None

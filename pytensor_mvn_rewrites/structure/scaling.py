@@ -61,7 +61,7 @@ class Rescaled(Structure):
         if not is_real_float(scale, inner) or inner.type.dtype != matrix.type.dtype:
             return None
         chol = known_cholesky_factor(fgraph, inner)
-        if chol is None and describe(fgraph, inner, param) is None:
+        if chol is None and describe(fgraph, inner, n, param) is None:
             return None
         return cls(scale.astype(matrix.type.dtype), inner, chol)
 
