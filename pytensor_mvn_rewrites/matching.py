@@ -25,6 +25,7 @@ from pytensor.tensor.basic import (
     AllocDiag,
     ExtractDiag,
     Join,
+    MakeVector,
     get_underlying_scalar_constant_value,
 )
 from pytensor.tensor.blockwise import Blockwise
@@ -37,7 +38,7 @@ from pytensor.tensor.linalg.products import KroneckerProduct
 from pytensor.tensor.math import Dot
 from pytensor.tensor.random.type import RandomType
 from pytensor.tensor.rewriting.basic import unconditional_constant_folding
-from pytensor.tensor.shape import SpecifyShape, specify_shape
+from pytensor.tensor.shape import Reshape, SpecifyShape, specify_shape
 from pytensor.tensor.subtensor import AdvancedSubtensor, Subtensor, _is_provably_positive
 
 #: An entry of the order of a `DimShuffle`: an axis, or "x" for a new one.
@@ -415,6 +416,10 @@ def is_positive(var: Variable, *, strict: bool = True) -> bool:
             return is_positive(inner, strict=strict)
         case (DimShuffle() | Subtensor() | AdvancedSubtensor(), inner, *_):
             return is_positive(inner, strict=strict)
+        case (Alloc() | SpecifyShape() | Reshape(), inner, *_):
+            return is_positive(inner, strict=strict)
+        case (Join() | MakeVector(), *inputs):
+            return all(is_positive(inp, strict=strict) for inp in inputs)
     return var.type.dtype.startswith(("float", "int", "uint")) and _is_provably_positive(
         var, strict
     )
