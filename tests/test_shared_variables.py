@@ -130,7 +130,8 @@ def test_set_dim():
     with pm.Model(coords={"f": range(Q)}) as model:
         s = pm.HalfNormal("s")
         y = pm.Data("D", DATA, dims=("row", "f"))
-        pm.MvNormal("y", 0, cov=s * pt.eye(model.dim_lengths["f"]), observed=y)
+        cov = s * (pt.eye(model.dim_lengths["f"]) + 0.5)
+        pm.MvNormal("y", 0, cov=cov, observed=y)
     logp = model.compile_logp(mode=PIPELINE_MODE)
     larger = np.hstack([DATA, DATA])
     with model:
