@@ -25,8 +25,7 @@ class LowRankFactorization(FusedOp):
     """
 
     __props__ = ()
-    core_ndims = (2, 1)
-    out_core_ndims = (1, 2, 2, 1)
+    signature = "(n,k),(n)->(n),(n,k),(k,k),(k)"
 
     def build_inner_graph(self, factor, diag):
         """The factorization, in plain PyTensor."""
@@ -76,7 +75,7 @@ class LowRankQuadLogdet(QuadLogdetOp):
         posdef : bool, shape (...).
     """
 
-    core_ndims = (1, 2, 1)
+    signature = "(n),(n,k),(n)->(),(),()"
 
     def build_inner_graph(self, delta, factor, diag):
         """The formula, in plain PyTensor."""
@@ -103,9 +102,7 @@ class LowRankQuadLogdetPullback(GaussianPullbackOp):
                     (\Sigma^{-1})_{ii} = (1 - \textstyle\sum_j Q_{ij}^2) / d_i
     """
 
-    core_ndims = (1, 2, 1, 0, 0)
-    forward_core_ndims = (1, 2, 1)
-    out_core_ndims = (1, 2, 1)
+    signature = "(n),(n,k),(n),(),()->(n),(n,k),(n)"
 
     def build_inner_graph(self, delta, factor, diag, g_quad, g_half_logdet):
         """The formulas, in plain PyTensor."""
@@ -123,8 +120,7 @@ class DecomposedLowRankQuadLogdet(FusedOp):
     """
 
     __props__ = ()
-    core_ndims = (1, 1, 2, 2, 1)
-    out_core_ndims = (0, 0, 0)
+    signature = "(n),(n),(n,k),(k,k),(k)->(),(),()"
 
     def build_inner_graph(self, delta, root, Q, inv_R, diag_R):
         """The formula, in plain PyTensor."""
@@ -139,10 +135,6 @@ class DecomposedLowRankQuadLogdet(FusedOp):
             pt.broadcast_to(posdef, quaddist.shape),
         ]
 
-    def infer_shape(self, node, shapes):
-        """The joint batch shape."""
-        return [tuple(self.batch_shape(node, shapes))] * 3
-
 
 class DecomposedLowRankQuadLogdetPullback(PullbackOp):
     """:class:`LowRankQuadLogdetPullback` after the factorization.
@@ -151,9 +143,7 @@ class DecomposedLowRankQuadLogdetPullback(PullbackOp):
     """
 
     __props__ = ()
-    core_ndims = (1, 2, 1, 1, 2, 2, 0, 0)
-    forward_core_ndims = (1, 2, 1)
-    out_core_ndims = (1, 2, 1)
+    signature = "(n),(n,k),(n),(n),(n,k),(k,k),(),()->(n),(n,k),(n)"
 
     def build_inner_graph(self, delta, factor, diag, root, Q, inv_R, g_quad, g_half_logdet):
         """The formulas, in plain PyTensor."""

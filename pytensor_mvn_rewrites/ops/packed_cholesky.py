@@ -43,8 +43,7 @@ class PackedCholesky(FusedOp):
     __props__ = ("n", "log_diagonal")
     n: int
     log_diagonal: bool
-    core_ndims = (1,)
-    out_core_ndims = (2, 1, 1, 1)
+    signature = "(p)->(n,n),(n),(n),(n)"
 
     def __str__(self):
         return f"{type(self).__name__}{{n={self.n}{', log_diagonal' * self.log_diagonal}}}"
@@ -92,9 +91,7 @@ class PackedCholeskyPullback(PullbackOp):
     __props__ = ("n", "log_diagonal")
     n: int
     log_diagonal: bool
-    core_ndims = (2, 1, 1, 2, 1, 1, 1)
-    forward_core_ndims = (1,)
-    out_core_ndims = (1,)
+    signature = "(n,n),(n),(n),(n,n),(n),(n),(n)->(p)"
 
     __str__ = PackedCholesky.__str__
 

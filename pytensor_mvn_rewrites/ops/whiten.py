@@ -28,8 +28,7 @@ class Whiten(FusedOp):
     """
 
     __props__ = ()
-    core_ndims = (2, 2)
-    out_core_ndims = (2, 0, 0, 2)
+    signature = "(n,n),(n,c)->(n,c),(),(),(n,n)"
 
     def build_inner_graph(self, matrix, columns):
         """The formulas, in plain PyTensor."""
@@ -85,9 +84,7 @@ class WhitenPullback(PullbackOp):
     """
 
     __props__ = ()
-    core_ndims = (2, 2, 2, 0)
-    forward_core_ndims = (2, 2)
-    out_core_ndims = (2, 2)
+    signature = "(n,n),(n,c),(n,c),()->(n,n),(n,c)"
 
     def build_inner_graph(self, inv_chol, whitened, g_whitened, g_half_logdet):
         """The formulas, in plain PyTensor."""

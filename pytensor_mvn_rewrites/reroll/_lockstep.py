@@ -202,11 +202,11 @@ class LockStep:
         return packs
 
     def _batch_node(self, pack, inputs) -> Variable | None:
-        node, index = pack[0].owner, pack[0].owner.outputs.index(pack[0])
+        index = pack[0].owner.outputs.index(pack[0])
         key = tuple(id(var.owner) for var in pack)
         if key not in self._outputs:
             try:
-                self._outputs[key] = self._vectorize(node, inputs)
+                self._outputs[key] = self._vectorize([var.owner for var in pack], inputs)
             except CannotBatch as reason:
                 raise _NoBatchedForm(str(reason), pack) from reason
         outputs = self._outputs[key]
@@ -215,7 +215,8 @@ class LockStep:
         batched = outputs[index]
         return None if batched is pack[0] else batched
 
-    def _vectorize(self, node: Apply, inputs) -> list[Variable] | None:
+    def _vectorize(self, nodes: Sequence[Apply], inputs) -> list[Variable] | None:
+        node = nodes[0]
         batched = [self._variables[_key(pack)] for pack in inputs]
         if all(new is None for new in batched):
             return None
@@ -231,8 +232,8 @@ class LockStep:
         outputs = vectorize(walked, batched, len(self.terms))
         self.nodes += _weight(node.op)
         self.computes |= not isinstance(node.op, ARRANGING_OPS)
-        for own, new in zip(node.outputs, outputs, strict=True):
-            _copy_facts(own, new)
+        for index, new in enumerate(outputs):
+            _keep_common_facts([node.outputs[index] for node in nodes], new)
         return outputs
 
     def _stack(self, pack) -> Variable:
@@ -323,11 +324,14 @@ def _same_op(pack) -> bool:
     )
 
 
-def _copy_facts(own: Variable, new: Variable) -> None:
-    """Keep the tags from which PyTensor's linear algebra rewrites know about triangularity."""
+def _keep_common_facts(members: Sequence[Variable], batch: Variable) -> None:
+    """Keep the tags from which PyTensor's linear algebra rewrites know about triangularity.
+
+    What a tag says of the batch it says of every member; signatures do not look at tags.
+    """
     for fact in ("lower_triangular", "upper_triangular"):
-        if getattr(own.tag, fact, False):
-            setattr(new.tag, fact, True)
+        if all(getattr(member.tag, fact, False) for member in members):
+            setattr(batch.tag, fact, True)
 
 
 def _key(pack) -> tuple[int, ...]:

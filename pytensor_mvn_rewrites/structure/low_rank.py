@@ -72,9 +72,9 @@ class LowRankPlusDiagonal(Structure):
     is proven positive definite. Cost: :math:`O(n^3) \to O(n k^2)`, without a matrix of size n.
 
     Declines unless n is known, by the vector or the matrix, and k is small against n; it may be the
-    present length of a dimension of the model. Declines too, as the sum may be positive
-    definite although an entry of d is not positive, unless d is proven positive. A multiple of the
-    identity needs no proof: with k < n, that multiple is an eigenvalue.
+    present length of a dimension of the model, on which no result depends. Declines too, as the sum
+    may be positive definite although an entry of d is not positive, unless d is proven positive. A
+    multiple of the identity needs no proof where k < n is known: that multiple is an eigenvalue.
     """
 
     params: ClassVar = ("cov", "tau")
@@ -104,7 +104,8 @@ class LowRankPlusDiagonal(Structure):
         # a matrix of another size is an error either way, and JAX wants to know
         batch = (None,) * (factor.type.ndim - 2)
         factor = pt.specify_shape(factor, (*batch, n, None)) if None in sizes else factor
-        if not is_positive(diag) and not is_uniform(diag):
+        # with k >= n, as a dimension may become, the sum can be definite whatever the diagonal is
+        if not is_positive(diag) and (k is None or not is_uniform(diag)):
             return cls.declined(NOT_POSITIVE)
         return cls(factor, diag)
 
