@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 import pytensor.tensor as pt
 from pytensor.graph.basic import Apply, Constant, Variable
-from pytensor.graph.op import Op
 from pytensor.graph.rewriting.basic import copy_stack_trace
 from pytensor.scalar.basic import ScalarType
 from pytensor.tensor.basic import Join, scalar_from_tensor, tensor_from_scalar
@@ -21,8 +20,8 @@ from pytensor.tensor.shape import Reshape, SpecifyShape
 from pytensor.tensor.subtensor import AdvancedSubtensor, Subtensor
 from pytensor.tensor.type import TensorType
 
+from pytensor_mvn_rewrites.lower._lowered import BackendOp
 from pytensor_mvn_rewrites.lower.numba_backend import (
-    KERNEL_OPS,
     NumbaGaussianOp,
     compiles_for_numba,
 )
@@ -35,6 +34,7 @@ from pytensor_mvn_rewrites.lower.slices import (
     slice_of,
 )
 from pytensor_mvn_rewrites.matching import Tensor
+from pytensor_mvn_rewrites.ops.gaussian import KernelOp
 from pytensor_mvn_rewrites.pipeline import LOWER_POSITION, lower
 
 #: After stage 4 has joined slices
@@ -72,7 +72,7 @@ class Place:
         return self.positions == tuple(range(start, start + len(self.positions)))
 
 
-class Unravel(Op):
+class Unravel(BackendOp):
     """Arrays of the entries of a vector; an error if the vector is too short.
 
     Parameters
@@ -82,6 +82,7 @@ class Unravel(Op):
     """
 
     __props__ = ("places",)
+    backend = "pytensor_mvn_rewrites.lower.numba"
 
     def __init__(self, places: tuple[Place, ...]):
         self.places = places
@@ -126,7 +127,7 @@ class Unravel(Op):
             storage[0] = entries.reshape(place.shape) if place.shape else entries[0]
 
 
-class Ravel(Op):
+class Ravel(BackendOp):
     """A vector of the entries of arrays and scalars, the inverse of :class:`Unravel`.
 
     Parameters
@@ -136,6 +137,7 @@ class Ravel(Op):
     """
 
     __props__ = ("places",)
+    backend = "pytensor_mvn_rewrites.lower.numba"
 
     def __init__(self, places: tuple[Place, ...]):
         self.places = places
@@ -176,7 +178,7 @@ def unravel_at_once(fgraph):
     """
     if not compiles_for_numba():
         return
-    kernels = (NumbaGaussianOp, *KERNEL_OPS)
+    kernels = (NumbaGaussianOp, KernelOp)
     has_kernels = any(isinstance(node.op, kernels) for node in fgraph.apply_nodes)
     for x in [*fgraph.inputs, *(out for node in fgraph.toposort() for out in node.outputs)]:
         is_input = x.owner is None
@@ -190,9 +192,6 @@ def unravel_at_once(fgraph):
         places = places_read(fgraph, x, reads)
         if len(places) < (2 if is_input else MIN_PIECES):
             continue
-        # registers the kernel
-        import pytensor_mvn_rewrites.lower.numba  # noqa: F401
-
         distinct = tuple(dict.fromkeys(places.values()))
         arrays = dict(zip(distinct, Unravel(distinct)(x, return_list=True), strict=True))
         replacements = []
@@ -308,9 +307,6 @@ def ravel_at_once(fgraph):
             Place(tuple(positions[end - length : end].tolist()), part.type.shape)
             for part, length, end in zip(parts, lengths, ends, strict=True)
         )
-        # registers the kernel
-        import pytensor_mvn_rewrites.lower.numba  # noqa: F401
-
         new = Ravel(places)(*(scalar_from_tensor(p) if not p.type.ndim else p for p in parts))
         copy_stack_trace(old, new)
         fgraph.replace(old, new, reason="mvn_ravel_at_once", import_missing=True)
