@@ -90,6 +90,11 @@ class Cost:
         """Weight of the nodes that the graph loses."""
         return (self.count - 1) * self.nodes - self.count * self.new_stacks
 
+    @property
+    def may_be_view(self) -> bool:
+        """Whether nothing is computed and nothing stacked."""
+        return not self.nodes and not self.stacks
+
     def pays(self, minimum: int) -> bool:
         """Whether at least `minimum` nodes are saved, by a pack that is not too short for it."""
         if self.new_stacks and not self.factorizes and self.count < FEW:

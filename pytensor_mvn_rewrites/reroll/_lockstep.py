@@ -65,7 +65,7 @@ class Batch:
     @property
     def is_view(self) -> bool:
         """Whether nothing is computed and nothing stacked: the terms are slices of one variable."""
-        return self.variable is not None and self.cost.nodes == 0 and not self.cost.stacks
+        return self.variable is not None and self.cost.may_be_view
 
 
 @dataclass

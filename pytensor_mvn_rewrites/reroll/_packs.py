@@ -125,7 +125,7 @@ class Rerolling:
             return cost.saved >= 1 if shares and cost.stacks <= self.used else cost.pays(minimum)
 
         guess = expected(members, signatures, self.used, strict)
-        if guess.nodes and not pays(guess):
+        if not (pays(guess) or guess.may_be_view):
             return None
         try:
             batch = LockStep(members, signatures, self.stacks, self.used, strict).batch()
