@@ -17,6 +17,7 @@ from pytensor.tensor.subtensor import (
     Subtensor,
 )
 
+from pytensor_mvn_rewrites.matching import is_mask
 from pytensor_mvn_rewrites.ops.check import batched_check
 from pytensor_mvn_rewrites.ops.gaussian import FusedOp
 
@@ -130,8 +131,11 @@ def _indexed_ndim(node) -> int:
     int_entries = [entry for entry in node.op.idx_list if isinstance(entry, int)]
     if isinstance(node.op, IncSubtensor):
         return x.type.ndim - len(int_entries)
-    index_ndim = max(indices[entry].type.ndim for entry in int_entries)
-    return x.type.ndim - len(int_entries) + index_ndim
+    advanced = [indices[entry] for entry in int_entries]
+    # a mask stands for as many vectors as it has dimensions
+    n_indexed = sum(index.type.ndim if is_mask(index) else 1 for index in advanced)
+    index_ndim = max(1 if is_mask(index) else index.type.ndim for index in advanced)
+    return x.type.ndim - n_indexed + index_ndim
 
 
 def _adjacent(node) -> bool:
