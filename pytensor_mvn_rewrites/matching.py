@@ -68,14 +68,18 @@ AS_WRITTEN = Mode(linker="py", optimizer="None")
 
 
 def constant_value(var: Variable) -> np.ndarray | None:
-    """The value of a graph without inputs, or None."""
+    """The value of a graph without inputs, or None, as for a graph that raises."""
     if isinstance(var, Constant):
         return np.asarray(var.data)
     if var.owner is None or not all(
         isinstance(inp, Constant) for inp in explicit_graph_inputs([var])
     ):
         return None
-    return pytensor.function([], var, mode=AS_WRITTEN)()
+    try:
+        return pytensor.function([], var, mode=AS_WRITTEN)()
+    except Exception:
+        # the compiled graph raises it as well, where the user sees it
+        return None
 
 
 def scalar_constant(var: Variable) -> float | None:

@@ -5,7 +5,7 @@ import pytensor.tensor as pt
 import pytest
 from pytensor.graph.fg import FunctionGraph
 
-from pytensor_mvn_rewrites.matching import Definiteness, definiteness, is_positive
+from pytensor_mvn_rewrites.matching import Definiteness, constant_value, definiteness, is_positive
 
 A = pt.matrix("A", shape=(3, 4))
 B = pt.tensor3("B", shape=(5, 3, 4))
@@ -93,3 +93,9 @@ def test_not_negative():
     assert is_positive(x**2, strict=False)
     assert is_positive(pt.abs(x) + pt.exp(x), strict=False)
     assert not is_positive(x**3, strict=False)
+
+
+def test_a_constant_graph_that_raises_is_no_constant():
+    """Bad input: it raises when the user runs it, and not in a rule."""
+    assert constant_value(pt.constant(np.eye(3))[np.array([5])]) is None
+    assert constant_value(pt.constant(np.eye(3))[np.array([1])]).shape == (1, 3)
