@@ -98,10 +98,10 @@ def takes_whole_matrices(node: Apply) -> bool:
     axes, and advanced indices apart from each other move among the batch axes only.
     """
     source, *variables = node.inputs
-    indices = list(indices_from_subtensor(variables, node.op.idx_list))
+    indices: list[Any] = list(indices_from_subtensor(variables, node.op.idx_list))
     while indices and is_full_slice(indices[-1]):
         indices.pop()
-    n_indexed = sum(index.type.ndim if is_mask(index) else 1 for index in indices)
+    n_indexed: int = sum(index.type.ndim if is_mask(index) else 1 for index in indices)
     return n_indexed <= source.type.ndim - 2
 
 

@@ -193,7 +193,9 @@ def slice_of(var: Variable) -> tuple[Tensor, np.ndarray] | None:
     bounds = [index.start, index.stop, index.step]
     if not all(bound is None or isinstance(bound, Constant) for bound in bounds):
         return None
-    start, stop, step = (None if bound is None else int(bound.data) for bound in bounds)
+    start, stop, step = (
+        int(bound.data) if isinstance(bound, Constant) else None for bound in bounds
+    )
     if step is not None and step < 1:
         return None
     length = source.type.shape[0]

@@ -80,7 +80,8 @@ def _vectorize_scalar_from_tensor(op, node, value) -> Apply:
     PyTensor returns the node that made the batch: here that has several outputs, such as `posdef`
     beside a log-density.
     """
-    return scalar_from_tensor(value).owner if value.type.ndim == 0 else tensor_copy(value).owner
+    own = scalar_from_tensor if value.type.ndim == 0 else tensor_copy
+    return own.make_node(value)
 
 
 @node_rewriter([BatchedCheck])
