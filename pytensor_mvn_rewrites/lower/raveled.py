@@ -16,7 +16,7 @@ from pytensor.scalar.basic import ScalarType
 from pytensor.tensor.basic import Join, scalar_from_tensor, tensor_from_scalar
 from pytensor.tensor.elemwise import DimShuffle, Elemwise
 from pytensor.tensor.math import Sum
-from pytensor.tensor.shape import Reshape, SpecifyShape
+from pytensor.tensor.shape import Reshape
 from pytensor.tensor.subtensor import AdvancedSubtensor, Subtensor
 from pytensor.tensor.type import TensorType
 
@@ -29,6 +29,7 @@ from pytensor_mvn_rewrites.lower.slices import (
     Piece,
     entry_of,
     gather_of,
+    is_sure,
     keeps_order,
     piece_of,
     slice_of,
@@ -187,9 +188,10 @@ def unravel_at_once(fgraph):
         if not is_input and (x.type.shape == (None,) or not has_kernels):
             continue
         reads = [client for client, _ in fgraph.clients[x] if reads_pieces(client)]
-        if not has_kernels and not any(isinstance(node.op, AdvancedSubtensor) for node in reads):
+        pieces = [found for node in reads for found in last_pieces(fgraph, node)]
+        if not has_kernels and not any(is_gathered for _, _, is_gathered in pieces):
             continue
-        places = places_read(fgraph, x, reads)
+        places = places_read(x, pieces)
         if len(places) < (2 if is_input else MIN_PIECES):
             continue
         distinct = tuple(dict.fromkeys(places.values()))
@@ -204,15 +206,14 @@ def unravel_at_once(fgraph):
         fgraph.replace_all(replacements, reason="mvn_unravel_at_once", import_missing=True)
 
 
-def places_read(fgraph, x: Variable, reads: list[Apply]) -> dict[Variable, Place]:
-    """Where the pieces are in x that `reads` take, if x has all of their entries."""
-    found = {}
-    for node in reads:
-        longest = MAX_NUMBERS if isinstance(node.op, AdvancedSubtensor) else MAX_COPIED
-        for var, piece in last_pieces(fgraph, node):
-            if len(piece.positions) <= longest:
-                found[var] = piece
-    length = max((last(piece) for var, piece in found.items() if is_sure(var)), default=0)
+def places_read(x: Variable, pieces: list[tuple[Variable, Piece, bool]]) -> dict[Variable, Place]:
+    """Where the pieces are in x, of those that are not too long, if x has all of their entries."""
+    found = {
+        var: piece
+        for var, piece, is_gathered in pieces
+        if len(piece.positions) <= (MAX_NUMBERS if is_gathered else MAX_COPIED)
+    }
+    length = max((last(piece) for var, piece in found.items() if is_sure(var, piece)), default=0)
     length = max(length, x.type.shape[0] or 0)
     return {
         # one entry is a scalar, whatever its shape
@@ -242,36 +243,27 @@ def last(piece: Piece) -> int:
     return int(piece.positions.max()) + 1
 
 
-def last_pieces(fgraph, node: Apply) -> Iterator[tuple[Variable, Piece]]:
-    """The variables at which a piece is used for more than to give it another shape."""
-    stack = [node.outputs[0]]
+def last_pieces(fgraph, node: Apply) -> Iterator[tuple[Variable, Piece, bool]]:
+    """The variables at which a piece is used for more than to reshape it or gather from it.
+
+    With the piece, and whether it is gathered.
+    """
+    stack = [(node.outputs[0], isinstance(node.op, AdvancedSubtensor))]
     while stack:
-        var = stack.pop()
+        var, is_gathered = stack.pop()
         piece = piece_of_read(var)
         assert piece is not None, "only pieces are followed"
         is_used = False
         for client, position in fgraph.clients[var]:
-            reshapes = isinstance(client, Apply) and position == 0 and keeps_order(client.op)
-            if reshapes and piece_of_read(client.outputs[0]) is not None:
-                stack.append(client.outputs[0])
+            gathers = isinstance(client.op, AdvancedSubtensor)
+            follows = position == 0 and (gathers or keeps_order(client.op))
+            inner = piece_of_read(client.outputs[0]) if follows else None
+            if inner is not None and inner.source is piece.source:
+                stack.append((client.outputs[0], is_gathered or gathers))
             else:
                 is_used = True
         if is_used:
-            yield var, piece
-
-
-def is_sure(var: Variable) -> bool:
-    """Whether a shorter source would be an error where this piece is made."""
-    while var.owner is not None:
-        match var.owner.op:
-            case AdvancedSubtensor() | SpecifyShape() | Reshape():
-                return True
-            case DimShuffle(drop=drop) if drop:
-                return True
-            case Subtensor(idx_list=(int(),)):
-                return True
-        var = var.owner.inputs[0]
-    return False
+            yield var, piece, is_gathered
 
 
 @lower("numba", position=AFTER_SLICES, tidies=True)
