@@ -48,11 +48,26 @@ def a_latent_vector():
     pm.Normal("y", x, 1, observed=np.zeros(3))
 
 
-MODELS = [a_cov, a_loop, a_precision, a_kronecker_normal, an_lkj_factor, a_latent_vector]
+def a_loop_over_dims():
+    scales = pm.HalfNormal("scales", dims=("group", "feature"))
+    for i in range(3):
+        cov = pt.outer(scales[i], scales[i]) * (np.eye(3) + 0.1)
+        pm.MvNormal(f"y{i}", np.zeros(3), cov=cov, observed=OBSERVED + i)
+
+
+MODELS = [
+    a_loop_over_dims,
+    a_cov,
+    a_loop,
+    a_precision,
+    a_kronecker_normal,
+    an_lkj_factor,
+    a_latent_vector,
+]
 
 
 def model_of(declare) -> pm.Model:
-    with pm.Model() as model:
+    with pm.Model(coords={"group": range(3), "feature": range(3)}) as model:
         declare()
     return model
 

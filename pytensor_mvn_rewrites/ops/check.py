@@ -10,7 +10,10 @@ from pytensor.compile.mode import optdb
 from pytensor.graph.basic import Apply, Constant
 from pytensor.graph.replace import _vectorize_node
 from pytensor.graph.rewriting.basic import dfs_rewriter, node_rewriter
+from pytensor.raise_op import Assert
 from pytensor.tensor.basic import ScalarFromTensor, scalar_from_tensor, tensor_copy
+from pytensor.tensor.shape import SpecifyShape
+from pytensor.tensor.type_other import NoneTypeT
 
 
 class BatchedCheck(CheckParameterValue):
@@ -82,6 +85,26 @@ def _vectorize_scalar_from_tensor(op, node, value) -> Apply:
     """
     own = scalar_from_tensor if value.type.ndim == 0 else tensor_copy
     return own.make_node(value)
+
+
+@_vectorize_node.register(SpecifyShape)
+def _vectorize_specify_shape(op, node, x, *lengths) -> Apply:
+    """The same lengths for all of the batch.
+
+    PyTensor refuses lengths that were computed, such as that of a variable in the batch: there are
+    as many of them as the batch has members, and they must be equal.
+    """
+    n_new = x.type.ndim - node.inputs[0].type.ndim
+    return op.make_node(x, *(None,) * n_new, *map(_common_length, lengths))
+
+
+def _common_length(length):
+    if isinstance(length.type, NoneTypeT):
+        return None
+    if length.type.ndim == 0:
+        return length
+    first, same = length.max(), pt.eq(length, length.max()).all()
+    return Assert("The members of a batch must have equal lengths")(first, same)
 
 
 @node_rewriter([BatchedCheck])
