@@ -29,6 +29,7 @@ from pytensor.tensor.random.basic import MvNormalRV
 
 from pytensor_mvn_rewrites.ops import mvnormal_logp, noisy_kronecker_quad_logdet, packed_cholesky
 from pytensor_mvn_rewrites.pipeline import logprob
+from pytensor_mvn_rewrites.structure._symmetry import is_symmetric
 
 
 def has_density_of_pymc(op, rv_type: type) -> bool:
@@ -140,11 +141,14 @@ def fused_mvnormal_logp(op, values, rng, size, mu, cov, **kwargs):
 def fused_precision_mvnormal_logp(op, values, rng, size, mu, tau, **kwargs):
     """The log-density of PyMC's ``PrecisionMvNormalRV``, also for several rows.
 
-    Reads the lower triangle of `tau`, as PyMC does for the log-determinant. PyMC's quadratic form
-    reads both: the two densities differ for a `tau` that is not symmetric, and so no precision.
+    The factorization reads the lower triangle of `tau`, PyMC's quadratic form both. What the upper
+    one adds to it is 0 for a precision, but only what is proven symmetric is known to be one.
     """
     [value] = values
     logp, posdef = mvnormal_logp(value, mu, tau, "tau")
+    if not is_symmetric(None, tau):
+        upper, delta = pt.triu(tau, 1) - pt.tril(tau, -1).mT, value - mu
+        logp = logp - 0.5 * ((upper @ delta[..., None])[..., 0] * delta).sum(axis=-1)
     return check_posdef(logp, posdef, "posdef precision")
 
 

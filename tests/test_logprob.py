@@ -17,6 +17,7 @@ from pytensor.tensor.random.basic import MvNormalRV
 
 import pytensor_mvn_rewrites as mvn
 from pytensor_mvn_rewrites.logprob import has_density_of_pymc
+from tests.harness import PIPELINE_MODE
 
 MU = np.zeros(2)
 
@@ -108,3 +109,17 @@ def test_a_distribution_of_a_user_for_the_op_of_pymc_keeps_its_density():
             np.testing.assert_allclose(model.compile_logp()({"x": np.ones(2)}), -2)
     finally:
         _logprob.register(MvNormalRV)(of_pymc)
+
+
+@pytest.mark.parametrize("form", ["constant", "scaled", "data", "rows"])
+def test_both_triangles_of_a_precision(form):
+    """PyMC's quadratic form reads all of `tau`, its log-determinant the lower triangle."""
+    T = np.array([[3.0, 0.5, 0.0], [0.1, 3.0, 0.0], [0.2, 0.0, 3.0]])
+    observed = np.arange(6.0).reshape(2, 3) if form == "rows" else np.arange(3.0)
+    with pm.Model() as model:
+        a = pm.HalfNormal("a")
+        tau = {"constant": T, "data": pm.Data("T", T)}.get(form, T) * (
+            1 if form == "constant" else a
+        )
+        pm.MvNormal("y", a * np.ones(3), tau=tau, observed=observed)
+    assert mvn.verify(model, mode=PIPELINE_MODE).ok
