@@ -39,7 +39,12 @@ from pytensor.tensor.math import Dot
 from pytensor.tensor.random.type import RandomType
 from pytensor.tensor.rewriting.basic import unconditional_constant_folding
 from pytensor.tensor.shape import Reshape, SpecifyShape, specify_shape
-from pytensor.tensor.subtensor import AdvancedSubtensor, Subtensor, _is_provably_positive
+from pytensor.tensor.subtensor import (
+    AdvancedSubtensor,
+    Subtensor,
+    _is_provably_positive,
+    indices_from_subtensor,
+)
 
 #: An entry of the order of a `DimShuffle`: an axis, or "x" for a new one.
 Axis = Any
@@ -109,6 +114,43 @@ def scalar_constant(var: Variable) -> float | None:
     except NotScalarConstantError:
         return None
     return float(value) if value.dtype.kind in "iufb" else None
+
+
+def takes_whole_matrices(node: Apply) -> bool:
+    """Whether an indexing node chooses among the matrices of a stack, each of them as it is.
+
+    Its indices are those of batch axes: full slices may follow, a mask of k dimensions indexes k
+    axes, and advanced indices apart from each other move among the batch axes only.
+    """
+    source, *variables = node.inputs
+    indices: list[Any] = list(indices_from_subtensor(variables, node.op.idx_list))
+    while indices and is_full_slice(indices[-1]):
+        indices.pop()
+    n_indexed: int = sum(index.type.ndim if is_mask(index) else 1 for index in indices)
+    return n_indexed <= source.type.ndim - 2
+
+
+def is_full_slice(index) -> bool:
+    """Whether an index of one axis is ``:``."""
+    return isinstance(index, slice) and index == slice(None)
+
+
+def is_mask(index) -> bool:
+    """Whether an index is an array of booleans, which stands for as many axes as it has."""
+    return not isinstance(index, slice) and index.type.dtype == "bool"
+
+
+def positions_of(index, length: int | None = None) -> np.ndarray | None:
+    """The constant vector of integers that an index is; None for slices, masks and anything else.
+
+    Negative ones count from the end of an axis of `length`, where it is given.
+    """
+    if isinstance(index, slice) or index.type.ndim != 1 or is_mask(index):
+        return None
+    positions = constant_value(index)
+    if positions is None or length is None:
+        return positions
+    return np.where(positions < 0, positions + length, positions)
 
 
 def reduced_axes(node: Apply[CAReduce]) -> tuple[int, ...]:
@@ -308,10 +350,7 @@ def definiteness(fgraph: FunctionGraph, matrix: Variable) -> Definiteness:
         case (Blockwise(MatrixInverse()), inner):
             state = definiteness(fgraph, inner)
             return state if state is Definiteness.DEFINITE else Definiteness.UNKNOWN
-        case (Subtensor(idx_list=indices) | AdvancedSubtensor(idx_list=indices), stack, *_) if (
-            # a choice of whole matrices
-            len(indices) <= stack.type.ndim - 2
-        ):
+        case (Subtensor() | AdvancedSubtensor(), stack, *_) if takes_whole_matrices(matrix.owner):
             return definiteness(fgraph, stack)
         case (Join(axis=axis), *stacks) if axis in range(matrix.type.ndim - 2):
             return min(definiteness(fgraph, stack) for stack in stacks)

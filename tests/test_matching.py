@@ -43,6 +43,11 @@ CASES = {
     "chosen from a batch": ((B @ B.mT + EYE)[[0, 3, 3]], Definiteness.DEFINITE),
     "part of a matrix": ((GRAM + EYE)[:2, 1:], Definiteness.UNKNOWN),
     "rows of a matrix": ((GRAM + EYE)[[2, 1, 0]], Definiteness.UNKNOWN),
+    "chosen by a mask": ((B @ B.mT + EYE)[np.arange(5) > 2], Definiteness.DEFINITE),
+    "entries of a stack by a mask": (
+        (B @ B.mT + EYE)[:3][np.eye(3, dtype=bool)],
+        Definiteness.UNKNOWN,
+    ),
     "joined": (pt.stack([GRAM + EYE, EYE]), Definiteness.DEFINITE),
     "product of a Cholesky factor": (CHOL @ CHOL.mT, Definiteness.DEFINITE),
     "vector": (pt.exp(v), Definiteness.UNKNOWN),

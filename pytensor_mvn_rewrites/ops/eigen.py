@@ -15,10 +15,10 @@ from pytensor.gradient import DisconnectedType, pullback
 from pytensor.graph.basic import Variable
 from pytensor.graph.replace import clone_replace
 
-from pytensor_mvn_rewrites.ops.gaussian import FusedOp
+from pytensor_mvn_rewrites.ops.gaussian import KernelOp
 
 
-class FiniteEigh(FusedOp):
+class FiniteEigh(KernelOp):
     r"""Eigenvalues and eigenvectors of symmetric matrices, signature ``(n,n)->(n),(n,n)``.
 
     Inputs

@@ -16,6 +16,7 @@ batch dimensions before them are aligned from the right.
 
 from collections.abc import Sequence
 from functools import lru_cache
+from importlib import import_module
 
 import pytensor
 import pytensor.tensor as pt
@@ -172,6 +173,13 @@ class FusedOp(TensorSymbolicOp):
         op = _memoised(type(self), props, types, pytensor.config.floatX)
         return super(TensorSymbolicOp, op).__call__(*inputs, **kwargs)
 
+    def __getstate__(self):
+        """All but the function of the inner graph, which a Python linker compiles and keeps here.
+
+        Instances are shared: it may belong to another graph, and not every pickler can write it.
+        """
+        return self.__dict__ | {"_fn": None}
+
     @property
     def batch_ndim(self) -> int:
         """Number of batch dimensions that the inputs have together."""
@@ -200,6 +208,18 @@ class FusedOp(TensorSymbolicOp):
             for label, length in zip(labels, shape[len(shape) - len(labels) :], strict=True)
         }
         return [(*batch, *map(lengths.__getitem__, labels)) for labels in output_labels]
+
+
+class KernelOp(FusedOp):
+    """Base of the ops that have a Numba kernel as they are, for the nodes that it covers."""
+
+    def __setstate__(self, state):
+        """Read a pickle, and register the kernels.
+
+        Where a compiled function is read, no rewrite runs that would: it is linked as it is.
+        """
+        self.__dict__.update(state)
+        import_module("pytensor_mvn_rewrites.lower.numba")
 
 
 class GaussianOp(FusedOp):

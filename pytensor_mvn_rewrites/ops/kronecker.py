@@ -14,8 +14,8 @@ from pytensor_mvn_rewrites.ops.eigen import (
     pullback_of_pullback,
 )
 from pytensor_mvn_rewrites.ops.gaussian import (
-    FusedOp,
     GaussianPullbackOp,
+    KernelOp,
     PullbackOp,
     QuadLogdetOp,
     fold_lower,
@@ -133,7 +133,7 @@ class NoisyKroneckerQuadLogdetPullback(GaussianPullbackOp):
         return pullback_of_pullback(dense_quad_logdet, inputs, output_grads)
 
 
-class DecomposedKroneckerQuadLogdet(FusedOp):
+class DecomposedKroneckerQuadLogdet(KernelOp):
     """:class:`NoisyKroneckerQuadLogdet` of Kronecker factors that are decomposed.
 
     Signature ``(n),(),(n1,n1),...,(nm,nm),(n1),...,(nm)->(),(),()``: the eigenvectors of all
@@ -155,7 +155,7 @@ class DecomposedKroneckerQuadLogdet(FusedOp):
         return quad_logdet_of_eigendecompositions(delta, noise, eigenvalues, eigenvectors)
 
 
-class DecomposedKroneckerQuadLogdetPullback(PullbackOp):
+class DecomposedKroneckerQuadLogdetPullback(KernelOp, PullbackOp):
     """:class:`NoisyKroneckerQuadLogdetPullback` of Kronecker factors that are decomposed.
 
     Signature ``(n),(),(n1,n1),...,(nm,nm),(n1),...,(nm),(),()->(n),(),(n1,n1),...,(nm,nm)``: the

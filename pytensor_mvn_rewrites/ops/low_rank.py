@@ -4,10 +4,15 @@ import numpy as np
 import pytensor.tensor as pt
 
 from pytensor_mvn_rewrites.ops.eigen import length
-from pytensor_mvn_rewrites.ops.gaussian import FusedOp, GaussianPullbackOp, PullbackOp, QuadLogdetOp
+from pytensor_mvn_rewrites.ops.gaussian import (
+    GaussianPullbackOp,
+    KernelOp,
+    PullbackOp,
+    QuadLogdetOp,
+)
 
 
-class LowRankFactorization(FusedOp):
+class LowRankFactorization(KernelOp):
     r"""The QR factorization of :math:`[D^{-1/2} W; I_k]`, and the root of the diagonal.
 
     Signature ``(n,k),(n)->(n),(n,k),(k,k),(k)``. It is the Cholesky factorization :math:`R^\top R`
@@ -111,7 +116,7 @@ class LowRankQuadLogdetPullback(GaussianPullbackOp):
         return DecomposedLowRankQuadLogdetPullback()(*inputs, return_list=True)
 
 
-class DecomposedLowRankQuadLogdet(FusedOp):
+class DecomposedLowRankQuadLogdet(KernelOp):
     """:class:`LowRankQuadLogdet` after its factorization.
 
     Signature ``(n),(n),(n,k),(k,k),(k)->(),(),()``: delta, then the outputs of
@@ -136,7 +141,7 @@ class DecomposedLowRankQuadLogdet(FusedOp):
         ]
 
 
-class DecomposedLowRankQuadLogdetPullback(PullbackOp):
+class DecomposedLowRankQuadLogdetPullback(KernelOp, PullbackOp):
     """:class:`LowRankQuadLogdetPullback` after the factorization.
 
     Signature ``(n),(n,k),(n),(n),(n,k),(k,k),(),()->(n),(n,k),(n)``.

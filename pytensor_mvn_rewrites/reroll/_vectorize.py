@@ -19,6 +19,7 @@ from pytensor.tensor.subtensor import (
 )
 from pytensor.tensor.type import TensorType
 
+from pytensor_mvn_rewrites.matching import is_mask
 from pytensor_mvn_rewrites.ops.check import batched_check
 from pytensor_mvn_rewrites.ops.gaussian import FusedOp
 
@@ -156,10 +157,10 @@ def _indexed_ndim(node) -> int:
     arrays = [indices[entry] for entry in node.op.idx_list if isinstance(entry, int)]
     if isinstance(node.op, IncSubtensor):
         return x.type.ndim - len(arrays)
-    # a mask takes all its dimensions and gives one
-    masks = [index.type.ndim for index in arrays if index.type.dtype == "bool"]
-    others = [index.type.ndim for index in arrays if index.type.dtype != "bool"]
-    return x.type.ndim - sum(masks) - len(others) + max([*others, *(1 for _ in masks)])
+    # a mask stands for as many vectors as it has dimensions
+    n_indexed = sum(index.type.ndim if is_mask(index) else 1 for index in arrays)
+    index_ndim = max(1 if is_mask(index) else index.type.ndim for index in arrays)
+    return x.type.ndim - n_indexed + index_ndim
 
 
 def _adjacent(op) -> bool:

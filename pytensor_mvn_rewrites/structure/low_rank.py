@@ -28,6 +28,7 @@ from pytensor_mvn_rewrites.matching import (
     is_square_of,
     matrix_view,
     scalar_constant,
+    takes_whole_matrices,
     transposed,
     without_leading_ones,
 )
@@ -132,9 +133,8 @@ def is_narrow(fgraph, factor) -> bool:
         case (Dot() | Blockwise(Dot()), _, right):
             k = right.type.shape[-1]
             return k is not None and k <= MIN_SIZE // NARROW_RATIO
-        case (Subtensor(idx_list=indices) | AdvancedSubtensor(idx_list=indices), stack, *_):
-            # a choice of whole matrices
-            return len(indices) <= stack.type.ndim - 2 and is_narrow(fgraph, stack)
+        case (Subtensor() | AdvancedSubtensor(), stack, *_):
+            return takes_whole_matrices(factor.owner) and is_narrow(fgraph, stack)
         case (SpecifyShape(), inner, *_):
             return is_narrow(fgraph, inner)
     view = matrix_view(factor)

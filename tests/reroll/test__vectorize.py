@@ -63,6 +63,8 @@ OPS = {
     "set the entries of a triangle": lambda v, i: pt.zeros((3, 3))[np.tril_indices(2)].inc(v[:3]),
     "gather": lambda v, i: v[np.array([3, 0, 0])],
     "mask": lambda v, i: v[np.array([True, False, True, True])],
+    "set by a mask": lambda v, i: v[np.array([True, False, True, False])].set(3 * v[2:]),
+    "set by a mask of a matrix": lambda v, i: pt.outer(v, v)[np.eye(4, dtype=bool)].set(v),
     "diag of a vector": lambda v, i: pt.diag(v) @ v,
     "diag of a matrix": lambda v, i: pt.diag(pt.outer(v, v) * 2),
     "eye": lambda v, i: pt.eye(4) * v[0] + v,

@@ -196,9 +196,7 @@ def test_not_symmetric_factor(rng):
     values[B][0, 2] += 0.1
     with recording() as events:
         assert_declines(inv_quad_logdet(delta, kron(A, B))[:2], values)
-    assert {event.rule for event in events if isinstance(event, Declined)} == {
-        "Kronecker"
-    }
+    assert {event.rule for event in events if isinstance(event, Declined)} == {"Kronecker"}
 
 
 def test_log_determinant_does_not_overflow(rng):
