@@ -1,4 +1,7 @@
-"""A fresh process that evaluates pickled functions: it has imported nothing of this package."""
+"""Fresh processes that evaluate pickled graphs: none has imported anything of this package.
+
+PyTensor is imported once; each question is answered by a fork.
+"""
 
 import os
 import pickle
@@ -13,9 +16,10 @@ class Worker:
     def __init__(self):
         self.process: subprocess.Popen | None = None
 
-    def send(self, function):
-        """`function` as a fresh process sees it: a callable of a list of points."""
-        pickled = pickle.dumps(function)
+    def send(self, inputs, outputs):
+        """A graph as a fresh process sees it: a function of a list of points."""
+        # not the function: Python's linker leaves closures on ops, which nobody can pickle
+        pickled = pickle.dumps((inputs, outputs))
 
         def call(points):
             results = self.ask((pickled, points))
@@ -45,22 +49,38 @@ class Worker:
             self.process.wait()
 
 
+def answer(pickled, points):
+    """What a graph gives at some points."""
+    import pytensor
+    from pytensor.compile.mode import Mode
+
+    inputs, outputs = pickle.loads(pickled)
+    mode = Mode(linker="py", optimizer=None)
+    function = pytensor.function(inputs, outputs, mode=mode, on_unused_input="ignore")
+    return [function(*point) for point in points]
+
+
 def main():
+    import pymc  # noqa: F401
+
     answers = os.fdopen(os.dup(1), "wb")
     # what PyTensor prints is no answer
     os.dup2(2, 1)
     while True:
         try:
-            pickled, points = pickle.load(sys.stdin.buffer)
+            question = pickle.load(sys.stdin.buffer)
         except EOFError:
             return
+        if child := os.fork():
+            os.waitpid(child, 0)
+            continue
         try:
-            function = pickle.loads(pickled)
-            answer = [function(*point) for point in points]
+            result = answer(*question)
         except Exception:
-            answer = traceback.format_exc()
-        pickle.dump(answer, answers)
+            result = traceback.format_exc()
+        pickle.dump(result, answers)
         answers.flush()
+        os._exit(0)
 
 
 if __name__ == "__main__":

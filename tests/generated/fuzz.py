@@ -1,16 +1,11 @@
 """``python -m tests.generated.fuzz``: as many generated models as fit into a time.
 
 Ends with status 1 when a model disagrees with the graph as written; what it found is in a file,
-each as Python that builds the model again. `FUZZ_SECONDS` or `FUZZ_MODELS` say how long, `FUZZ_SEED`
-where to start.
+each as Python that builds the model again. The variables `FUZZ_SECONDS` or `FUZZ_MODELS` say how
+long, `FUZZ_SEED` where to start.
 """
 
 import os
-
-# threads only get in each other's way on matrices this small; must come before NumPy
-for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(_name, "1")
-
 import sys
 import time
 from collections import Counter
@@ -20,6 +15,9 @@ from pathlib import Path
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as with_seed
 from hypothesis.errors import Flaky
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from threadpoolctl import threadpool_limits
 
 from tests.generated.fresh import Worker
 from tests.generated.grammar import Model
@@ -62,7 +60,9 @@ class Summary:
             f"{len(self.found)} disagreements; {sum(self.invalid.values())} others are no models"
         ]
         lines += [f"  {count:6d} {rule}" for rule, count in self.fired.most_common()]
-        lines.append(f"{len(self.upstream)} where PyTensor itself differs from the graph as written")
+        lines.append(
+            f"{len(self.upstream)} where PyTensor itself differs from the graph as written"
+        )
         kinds = Counter(
             next(iter(found.values())).partition(", expected")[0][:90] for _, found in self.upstream
         )
@@ -70,7 +70,13 @@ class Summary:
         return "\n".join(lines)
 
 
-def hunt(number: int, summary: Summary, worker: Worker | None = None, shrink_seconds=20.0) -> None:
+def hunt(
+    number: int,
+    summary: Summary,
+    worker: Worker | None = None,
+    examples: int = MODELS_PER_SEED,
+    shrink_seconds: float = 20.0,
+) -> None:
     """Check some models; stop at the first that disagrees, and make it small.
 
     `number` is a seed: the models are the same each time.
@@ -80,7 +86,7 @@ def hunt(number: int, summary: Summary, worker: Worker | None = None, shrink_sec
 
     @with_seed(number)
     @settings(
-        max_examples=MODELS_PER_SEED,
+        max_examples=examples,
         database=None,
         deadline=None,
         phases=(Phase.generate, Phase.shrink),
@@ -122,19 +128,15 @@ def report(found: list[tuple[Model, dict[str, str]]]) -> str:
 
 
 def main() -> int:
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
+    console = Console(markup=False, highlight=False, soft_wrap=True)
     models_wanted = int(os.environ.get("FUZZ_MODELS") or 0)
     seconds = float(os.environ.get("FUZZ_SECONDS") or 600)
     number = int(os.environ.get("FUZZ_SEED") or time.time())
     summary, worker, start = Summary(), Worker(), time.monotonic()
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TimeElapsedColumn(),
-    )
-    print(f"FUZZ_SEED={number}")
-    with Progress(*columns) as progress:
+    columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
+    console.print(f"FUZZ_SEED={number}")
+    # threads only get in each other's way on matrices this small
+    with threadpool_limits(1), Progress(*columns, console=console) as progress:
         task = progress.add_task("models", total=models_wanted or seconds)
         done = 0.0
         while done < (models_wanted or seconds):
@@ -146,11 +148,13 @@ def main() -> int:
             if summary.found:
                 FOUND.write_text(report(summary.found))
     worker.close()
-    print(summary)
+    console.print(str(summary))
     for spec, differences in summary.found:
-        print(spec, *(f"    {path}: {text}" for path, text in differences.items()), sep="\n")
+        console.print(
+            repr(spec), *(f"    {path}: {text}" for path, text in differences.items()), sep="\n"
+        )
     if summary.found:
-        print(f"{len(summary.found)} disagreements, as Python, in {FOUND}")
+        console.print(f"{len(summary.found)} disagreements, as Python, in {FOUND}")
     return bool(summary.found)
 
 

@@ -440,9 +440,7 @@ class Blocks:
         return sum(part.n for part in self.parts)
 
     def build(self, b, name, i):
-        blocks = [
-            pt.as_tensor(part.build(b, f"{name}{j}", i)) for j, part in enumerate(self.parts)
-        ]
+        blocks = [pt.as_tensor(part.build(b, f"{name}{j}", i)) for j, part in enumerate(self.parts)]
         sizes = [b.length(("n", part.n)) for part in self.parts]
         ends = np.cumsum(sizes)
         match self.spelling:
@@ -618,7 +616,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean: "zero", "leaf", "expression", "regression", "previous"."""
+    """A mean; where an index gathers the rows, regressions add to ``mu[index]``."""
 
     kind: str = "zero"
     source: str = "constant"
@@ -627,15 +625,22 @@ class Mean:
         dims = (("n", n),)
         match self.kind:
             case "zero":
-                return pt.zeros(b.model.dim_lengths[b.names(dims)[0]]) if b.resizable else np.zeros(n)
+                return (
+                    pt.zeros(b.model.dim_lengths[b.names(dims)[0]]) if b.resizable else np.zeros(n)
+                )
             case "leaf":
                 return b.leaf(f"{name}mu", self.source, dims, i)
             case "expression":
                 leaf = b.leaf(f"{name}mu", self.source, dims, i)
                 return pt.tanh(leaf) + b.parameter(f"{name}a", ())
-            case "regression":
-                x = b.leaf(f"{name}X{rows}", self.source, (("t", rows), ("p", 2)), i)
-                return pt.as_tensor(x) @ b.parameter(f"{name}B", (("p", 2), ("n", n)))
+            case "regression" | "collinear":
+                x = pt.as_tensor(b.leaf(f"{name}X{rows}", self.source, (("t", rows), ("p", 2)), i))
+                if self.kind == "collinear":
+                    x = pt.concatenate([x, x[:, :1], pt.ones((rows, 1))], axis=1)
+                p = 4 if self.kind == "collinear" else 2
+                return x @ b.parameter(f"{name}B", (("p", p), ("n", n)))
+            case "integers":
+                return np.arange(i, i + n)
             case "previous":
                 return self.zero(b, n) if previous is None else 0.5 * previous
         raise ValueError(self.kind)
@@ -658,6 +663,7 @@ class Loop:
     dims: bool = False
     float32: bool = False
     odd: int | None = None
+    negative: bool = False
 
     def build(self, b, name):
         b = replace(b, terms=self.terms, by_dims=self.dims or b.resizable)
@@ -724,19 +730,19 @@ class Loop:
         [member, *_] = self.members
         rows = self.rows[0] if self.rows else 4
         index = b.index(f"{name}rows", self.values, rows) - 1
-        matrices = [
-            pt.as_tensor(member.keyword(b, f"{name}0", i)) for i in range(self.terms)
-        ]
+        if self.negative:
+            index = index - self.terms
+        matrices = [pt.as_tensor(member.keyword(b, f"{name}0", i)) for i in range(self.terms)]
         stack = pt.stack(matrices)
         if member.tag:
             stack.tag.lower_triangular = True
-        mean = pt.stack(
-            [
-                pt.as_tensor(self.mean.build(b, name, i, self.n, 0, None))
-                for i in range(self.terms)
-            ]
-        )
-        keywords = {"mu": mean[index], member.param: stack[index]}
+        regression = self.mean.kind in ("regression", "collinear")
+        each = Mean("leaf", "indexed") if regression else self.mean
+        means = [each.build(b, name, i, self.n, 0, None) for i in range(self.terms)]
+        mean = pt.stack([pt.as_tensor(mu) for mu in means])[index]
+        if regression:
+            mean = mean + self.mean.build(b, name, 0, self.n, rows, None)
+        keywords = {"mu": mean, member.param: stack[index]}
         pm.MvNormal(f"{name}y", **keywords, observed=self.value(b, f"{name}y", rows))
 
 
@@ -744,7 +750,9 @@ def formula(value, mu, cov=None, chol=None, tau=None):
     """A density as users write it by hand."""
     delta = value - mu
     if cov is not None:
-        return -0.5 * (delta * pt.linalg.solve(cov, delta.T).T).sum() - 0.5 * pt.linalg.slogdet(cov)[1]
+        return (
+            -0.5 * (delta * pt.linalg.solve(cov, delta.T).T).sum() - 0.5 * pt.linalg.slogdet(cov)[1]
+        )
     if tau is not None:
         return -0.5 * (delta @ tau * delta).sum() + 0.5 * pt.linalg.slogdet(tau)[1]
     white = pt.linalg.solve_triangular(chol, delta.T, lower=True)
@@ -791,7 +799,9 @@ def add_extra(b: Building, kind: str) -> None:
             for i in range(4):
                 q = rng.permutation(3)[:2]
                 sigma = pm.HalfNormal(f"sigma{i}")
-                pm.Normal(f"fancy{i}", table[q[:, None], q], sigma, observed=rng.normal(size=(2, 2)))
+                pm.Normal(
+                    f"fancy{i}", table[q[:, None], q], sigma, observed=rng.normal(size=(2, 2))
+                )
         case "missing values":
             values = np.ma.masked_array(rng.normal(size=(4, 3)), rng.random((4, 3)) < 0.3)
             values.mask[0, 0] = True

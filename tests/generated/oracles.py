@@ -96,12 +96,19 @@ def gradient_of(logp, wrt):
 
 
 def compiled(inputs, outputs):
+    """A function, evaluated node by node."""
+    return evaluated(inputs, checked(outputs))
+
+
+def evaluated(inputs, outputs):
+    return pytensor.function(inputs, outputs, mode=REFERENCE_MODE, on_unused_input="ignore")
+
+
+def checked(outputs):
     """What PyMC does with parameter checks when it compiles, and nothing else."""
     fgraph = FunctionGraph(outputs=list(outputs), clone=True, copy_inputs=False)
     dfs_rewriter(local_check_parameter_to_ninf_switch, _split_wide_sum).rewrite(fgraph)
-    return pytensor.function(
-        inputs, list(fgraph.outputs), mode=REFERENCE_MODE, on_unused_input="ignore"
-    )
+    return list(fgraph.outputs)
 
 
 class Paths:
@@ -126,10 +133,14 @@ class Paths:
         self.inputs = self.b.model.value_vars
         self.as_written = self.b.model.logp()
         self.logp = rewrite_pregrad(self.as_written)
-        function = density_and_gradient(self.inputs, self.logp)
+        graph = checked([self.logp, *gradient_of(self.logp, self.inputs)])
         # a sample: a round trip takes as long as all else
         if self.worker is not None and self.b.spec.seed % 4 == 0:
-            self.functions["fresh"] = self.worker.send(function)
+            self.prepare("fresh", lambda: self.worker.send(self.inputs, graph))
+            # what Python's linker has run before, inside of an op that is cached, keeps closures
+            if "Can't pickle local object" in str(self.functions["fresh"]):
+                del self.functions["fresh"]
+        function = evaluated(self.inputs, graph)
         return lambda points: [function(*point) for point in points]
 
     def step(self):
@@ -162,7 +173,8 @@ class Paths:
         batched = [pt.tensor(dtype=v.type.dtype, shape=(None, *v.type.shape)) for v in inputs]
         if self.b.spec.seed % 2:
             graph = vectorize_graph(
-                [self.logp, *gradient_of(self.logp, inputs)], dict(zip(inputs, batched, strict=True))
+                [self.logp, *gradient_of(self.logp, inputs)],
+                dict(zip(inputs, batched, strict=True)),
             )
         else:
             logp = vectorize_graph(self.logp, dict(zip(inputs, batched, strict=True)))
@@ -287,7 +299,7 @@ def check(spec: Model, worker=None) -> Verdict:
             verdict.disagreements[f"warning {i}"] = message
         if found:
             with quiet():
-                off, _ = compare(b, Paths(b, mvn.disable), reference, only=found)
+                off, _ = compare(b, Paths(b, mvn.disable, worker), reference, only=found)
             for name, (got, want) in found.items():
                 kind = verdict.upstream if name in off else verdict.disagreements
                 kind[name] = f"got {got}, expected {want}"

@@ -19,7 +19,17 @@ def matrices(draw, n, depth=2, resizable=False):
     def inner(size=n):
         return draw(matrices(size, depth - 1, resizable))
 
-    leaves = ["given", "given", "gram", "gram", "triangular", "diagonal", "kernel", "expm", "mapped"]
+    leaves = [
+        "given",
+        "given",
+        "gram",
+        "gram",
+        "triangular",
+        "diagonal",
+        "kernel",
+        "expm",
+        "mapped",
+    ]
     nested = ["scaled", "scaled", "sandwich", "plus", "convex", "inverse", "stacked", "permuted"]
     factors = [k for k in (1, 2, 3) if n % k == 0 and n > 1]
     if factors:
@@ -38,7 +48,9 @@ def matrices(draw, n, depth=2, resizable=False):
             return draw(diagonals(n))
         case "kernel":
             kinds = st.sampled_from(["hand", "ExpQuad", "Matern52", "RatQuad"][:3])
-            return g.Kernel(n, draw(GIVEN.filter(lambda s: s != "computed")), draw(ANY), draw(kinds))
+            return g.Kernel(
+                n, draw(GIVEN.filter(lambda s: s != "computed")), draw(ANY), draw(kinds)
+            )
         case "expm":
             return g.Expm(n, draw(MATRIX))
         case "mapped":
@@ -171,27 +183,40 @@ def loops(draw, resizable):
         some = (g.Member(matrix),)
     else:
         some = tuple(draw(members(n, resizable)) for _ in range(several))
-    kind = draw(st.sampled_from(
-        ["observed"] * 6
-        + ["latent", "latent", "student", "mixture", "gathered", "potential", "formula", "subclass"]
-    ))
+    kind = draw(
+        st.sampled_from(
+            ["observed"] * 6
+            + [
+                "latent",
+                "latent",
+                "student",
+                "mixture",
+                "gathered",
+                "potential",
+                "formula",
+                "subclass",
+            ]
+        )
+    )
     rows = ()
     if kind in ("observed", "gathered", "potential", "formula", "subclass"):
         rows = draw(st.sampled_from([(), (), (3,), (2, 4), (1, 3, 5)]))
     sources = st.sampled_from(g.SOURCES)
     if kind == "mixture":
         terms = max(terms, 2)
-    means = st.one_of(
+    regression = st.builds(g.Mean, st.sampled_from(["regression", "collinear"]), GIVEN)
+    means = [
         st.just(g.Mean()),
         st.builds(g.Mean, st.sampled_from(["leaf", "leaf", "expression"]), sources),
-        *([st.builds(g.Mean, st.just("regression"), GIVEN)] if rows and kind != "gathered" else []),
-        *([st.just(g.Mean("previous"))] if kind == "latent" else []),
-    )
+        *[regression] * (2 * bool(rows)),
+        *[st.just(g.Mean("previous"))] * (kind == "latent"),
+        *[st.just(g.Mean("integers"))] * (not resizable),
+    ]
     return g.Loop(
         n=n,
         terms=terms,
         members=some,
-        mean=draw(means),
+        mean=draw(st.one_of(means)),
         kind=kind,
         rows=rows,
         values=draw(st.sampled_from(["constant", "constant", "data"])),
@@ -202,6 +227,7 @@ def loops(draw, resizable):
             if n > 1 and not resizable and kind == "observed"
             else None
         ),
+        negative=kind == "gathered" and draw(st.booleans()),
     )
 
 
@@ -213,7 +239,15 @@ def models(draw):
     extras = st.lists(st.sampled_from(g.EXTRAS), max_size=2, unique=True).map(tuple)
     least = draw(st.sampled_from([0] + [1] * 20))
     return g.Model(
-        loops=tuple(draw(st.lists(loops(resizable), min_size=least, max_size=least * draw(st.sampled_from([1, 1, 2]))))),
+        loops=tuple(
+            draw(
+                st.lists(
+                    loops(resizable),
+                    min_size=least,
+                    max_size=least * draw(st.sampled_from([1, 1, 2])),
+                )
+            )
+        ),
         extras=draw(extras if least == 0 or draw(st.integers(0, 3)) == 0 else st.just(())),
         sizes=(draw(multiples), draw(multiples)) if resizable else (),
         seed=draw(st.integers(0, 1000)),
