@@ -17,10 +17,10 @@ from scipy.stats import multivariate_normal
 
 import pytensor_mvn_rewrites as mvn
 from pytensor_mvn_rewrites.ops.gaussian import GaussianOp
+from tests.generated.oracles import density_and_gradient
 from tests.harness import PIPELINE_MODE
 from tests.lower.test__groups import lowered_in_python
 from tests.lower.test_numba_backend import lowered_nodes
-from tests.generated.oracles import density_and_gradient
 from tests.test_models import on_and_off
 
 RNG = np.random.default_rng(20261124)
