@@ -86,9 +86,13 @@ class Building:
         """The keywords of a random variable of this shape."""
         return {"dims": self.names(dims)} if self.by_dims else {"shape": self.lengths(dims)}
 
+    def moves(self, letter: str) -> bool:
+        """Whether a length will change."""
+        return self.resizable and len({getattr(size, letter) for size in self.spec.sizes}) > 1
+
     def eye(self, n: int):
-        if not self.resizable:
-            return np.eye(n)
+        if not self.moves("n"):
+            return np.eye(self.length(("n", n)))
         [name] = self.names([("n", n)])
         return pt.eye(self.model.dim_lengths[name])
 
@@ -119,7 +123,7 @@ class Building:
 
     def constant(self, name, make, dims):
         """A NumPy array where no size changes."""
-        if self.resizable and any(letter in "nk" for letter, _ in dims):
+        if any(letter in "nk" and self.moves(letter) for letter, _ in dims):
             return self.data(name, make, dims)
         return make(self.rng(name), *self.lengths(dims))
 
@@ -229,17 +233,20 @@ class Given:
 
 @dataclass(frozen=True)
 class Gram:
-    """A matrix times its transpose."""
+    """A matrix times its transpose; `bare` may come near a singular one."""
 
     n: int
     source: str
     triangular: bool = False
     jitter: bool = True
+    bare: bool = False
 
     def build(self, b, name, i):
         root = b.leaf(name, self.source, (("n", self.n), ("n", self.n)), i)
         if self.triangular:
             root = pt.tril(root)
+        if self.bare:
+            return root @ root.T
         if self.jitter:
             return root @ root.T + 2 * b.eye(self.n)
         root = 0.3 * root + 2 * b.eye(self.n)
@@ -796,7 +803,7 @@ def add_extra(b: Building, kind: str) -> None:
             pm.Normal("right", pm.Normal("r"), 1.0, observed=0.4)
         case "normals by fancy indices":
             table = pm.Normal("table", shape=(3, 3))
-            for i in range(4):
+            for i in range(6):
                 q = rng.permutation(3)[:2]
                 sigma = pm.HalfNormal(f"sigma{i}")
                 pm.Normal(

@@ -17,6 +17,7 @@ import pytensor
 import pytensor.tensor as pt
 from pymc.logprob.utils import local_check_parameter_to_ninf_switch
 from pymc.pytensorf import rewrite_pregrad
+from pytensor.compile.mode import get_mode
 from pytensor.graph.fg import FunctionGraph
 from pytensor.graph.replace import clone_replace, vectorize_graph
 from pytensor.graph.rewriting.basic import dfs_rewriter
@@ -120,7 +121,8 @@ class Paths:
         with context():
             self.prepare("whole", self.whole)
             # one of the others in each model: a rewrite is most of the time of a check
-            self.prepare(*[("step", self.step), ("batch", self.batch)][b.spec.seed % 3 == 1])
+            other = ("step", "batch", "step", "lowered", "batch", "step")[b.spec.seed % 6]
+            self.prepare(other, getattr(self, other))
 
     def prepare(self, name, path):
         try:
@@ -189,6 +191,23 @@ class Paths:
 
         return call
 
+    def lowered(self):
+        """All rewrites of a function that is compiled for Numba, run by Python."""
+        mode = get_mode("NUMBA").excluding("fusion", "inplace")
+        inputs = self.inputs
+        graph = checked([self.logp, *gradient_of(self.logp, inputs)])
+        fgraph = FunctionGraph(outputs=graph, clone=True, copy_inputs=False)
+        with pytensor.config.change_flags(mode=mode):
+            mode.optimizer.rewrite(fgraph)
+        function = pytensor.function(
+            inputs,
+            fgraph.outputs,
+            mode=REFERENCE_MODE,
+            on_unused_input="ignore",
+            accept_inplace=True,
+        )
+        return lambda points: [function(*point) for point in points]
+
     def call(self, name, points):
         """The results of one path at all points, or the exception."""
         function = self.functions[name]
@@ -233,17 +252,14 @@ def same(got, want, rtol) -> bool:
     return True
 
 
-def describe(results) -> str:
-    if isinstance(results, Exception):
-        [text, *_] = str(results).splitlines() or [""]
-        return f"{type(results).__name__}: {text[:200]}"
+def describe(result) -> str:
+    if isinstance(result, Exception):
+        [text, *_] = str(result).splitlines() or [""]
+        return f"{type(result).__name__}: {text[:200]}"
+    logp, *gradient = result
     with np.printoptions(precision=5, threshold=6, suppress=True):
-        return "; ".join(
-            f"{np.asarray(r[0]).item():.8g} ["
-            + ", ".join("-" if g is None else str(np.asarray(g).ravel()) for g in r[1:])
-            + "]"
-            for r in results[:1]
-        ).replace("\n", " ")
+        parts = ["-" if g is None else str(np.asarray(g).ravel()) for g in gradient]
+    return f"{np.asarray(logp).item():.8g} [{', '.join(parts)}]".replace("\n", " ")
 
 
 def compare(b, paths: Paths, reference, only=None):
@@ -266,10 +282,12 @@ def compare(b, paths: Paths, reference, only=None):
             got = paths.call(name, points)
             if isinstance(want, Exception):
                 continue
-            if isinstance(got, Exception) or not all(
-                same(one, other, rtol) for one, other in zip(got, want, strict=True)
-            ):
-                found[f"{state}/{name}"] = describe(got), describe(want)
+            if isinstance(got, Exception):
+                found[f"{state}/{name}"] = describe(got), describe(want[0])
+                continue
+            for one, other in zip(got, want, strict=True):
+                if not same(one, other, rtol):
+                    found[f"{state}/{name}"] = describe(one), describe(other)
     return found, finite
 
 
@@ -295,12 +313,16 @@ def check(spec: Model, worker=None) -> Verdict:
         verdict.fired.update(
             f"{event.stage}/{event.rule}" for event in events if isinstance(event, pipeline.Fired)
         )
+        if not found and not failed:
+            return verdict
+        with watched() as failed_without, np.errstate(all="ignore"):
+            without, _ = compare(b, Paths(b, mvn.disable, worker), reference, only=found)
         for i, message in enumerate(failed):
-            verdict.disagreements[f"warning {i}"] = message
-        if found:
-            with quiet():
-                off, _ = compare(b, Paths(b, mvn.disable, worker), reference, only=found)
-            for name, (got, want) in found.items():
-                kind = verdict.upstream if name in off else verdict.disagreements
-                kind[name] = f"got {got}, expected {want}"
+            kind = verdict.upstream if message in failed_without else verdict.disagreements
+            kind[f"warning {i}"] = message
+        for name, (got, want) in found.items():
+            kind = verdict.upstream if name in without else verdict.disagreements
+            kind[name] = f"got {got}, expected {want}"
+            if name in without:
+                kind[name] += f", and without the plugin {without[name][0]}"
     return verdict
