@@ -820,7 +820,7 @@ def add_extra(b: Building, kind: str) -> None:
         case "joined slices":
 
             def make(rng, _):
-                return rng.normal(size=rng.integers(6, 12))
+                return rng.normal(size=rng.integers(4, 12))
 
             x = b.data("sliced", make, (("x", 12),))
             slope = pm.Normal("slope")

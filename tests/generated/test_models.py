@@ -13,6 +13,7 @@ from tests.generated.grammar import (
     Model,
     Permuted,
     Root,
+    Sandwich,
     Scaled,
     Sizes,
     Stacked,
@@ -74,7 +75,7 @@ CROSSINGS = {
         (Loop(2, 2, (Member(Scaled("own", Given(2, "constant"))),), kind="subclass"),)
     ),
     "slices of another length": Model(
-        (Loop(2, 2, (Member(Scaled("own", Given(2, "constant"))),)),), ("joined slices",), seed=3
+        (Loop(2, 2, (Member(Gram(2, "indexed")),)),), ("joined slices",), seed=9
     ),
     "a rank that grows": Model(
         (Loop(32, 1, (Member(LowRank(32, (2,), "shared", "shared")),)),),
@@ -92,6 +93,10 @@ CROSSINGS = {
     ),
     "one density, many points at once": Model(
         (Loop(2, 1, (Member(Scaled("shared", Given(2, "constant"))),), Mean("leaf", "shared")),),
+        seed=4,
+    ),
+    "lengths of dims, many points at once": Model(
+        (Loop(2, 2, (Member(Sandwich("indexed", Given(2, "constant"), "outer * m")),), dims=True),),
         seed=4,
     ),
     "missing values": Model((), ("missing values",)),
