@@ -67,7 +67,10 @@ def matrices(draw, n, depth=2, resizable=False):
         case "convex":
             return g.Convex(draw(ANY), inner(), inner())
         case "inverse":
-            return g.Inverse(inner(), draw(st.sampled_from(["inv", "solve"])))
+            of = inner()
+            if "diagonal of the stack" in repr(of):
+                return of
+            return g.Inverse(of, draw(st.sampled_from(["inv", "solve"])))
         case "stacked":
             return draw(stacked(inner(), resizable))
         case "permuted":
@@ -165,7 +168,11 @@ def members(draw, n, resizable):
     param = draw(st.sampled_from(["cov", "cov", "chol", "tau"]))
     if param != "chol":
         assumed = st.sampled_from(["", "", "", "positive_definite", "symmetric"])
-        return g.Member(draw(matrices(n, 2, resizable)), param, False, draw(assumed))
+        matrix = draw(matrices(n, 2, resizable))
+        if "diagonal of the stack" in repr(matrix):
+            # not symmetric: PyMC reads its lower triangle only, of a covariance
+            return g.Member(matrix, "cov")
+        return g.Member(matrix, param, False, draw(assumed))
     if draw(st.integers(0, 5)) == 0:
         return g.Member(g.Root(n, draw(MATRIX), False), "chol")
     assumed = st.sampled_from(["", "", "lower_triangular"])

@@ -6,6 +6,7 @@ from tests.generated.fuzz import Summary, hunt, report
 from tests.generated.grammar import (
     Given,
     Gram,
+    Kron,
     Loop,
     LowRank,
     Mean,
@@ -86,7 +87,20 @@ CROSSINGS = {
         sizes=(Sizes(1, 1), Sizes(1, 60)),
     ),
     "a mask over two dimensions": Model(
-        (Loop(3, 3, (Member(Stacked(Gram(3, "indexed"), "diagonal of the stack"), "tau"),)),)
+        (
+            Loop(
+                n=6,
+                terms=3,
+                members=(
+                    Member(
+                        Kron(
+                            Gram(2, "shared"),
+                            Stacked(Gram(3, "indexed"), "diagonal of the stack"),
+                        )
+                    ),
+                ),
+            ),
+        ),
     ),
     "many points at once": Model(
         (Loop(2, 3, (Member(Scaled("indexed", Given(2, "constant"))),)),), seed=4
