@@ -20,8 +20,9 @@ pre-gradient pass and modes given by name ignore ``excluding(...)``.
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
+from threading import Lock
 from typing import Any
 
 import pytensor
@@ -32,7 +33,11 @@ OPT_IN_TAG = "mvn_rewrites"
 
 # PyTensor creates the flags as attributes at run time: mypy cannot know them
 _config: Any = pytensor.config
-_forced: ContextVar[bool | None] = ContextVar("mvn_rewrites_forced", default=None)
+
+# the innermost block of this context, and how many blocks of each kind are open in the process
+_own: ContextVar[bool | None] = ContextVar("mvn_rewrites_forced", default=None)
+_open = {True: 0, False: 0}
+_lock = Lock()
 
 
 def _names(value: str) -> set[str]:
@@ -84,16 +89,52 @@ def is_active(stage: str, *, opted_in: bool = False) -> bool:
     """
     if stage in _names(_config.mvn_rewrites__skip):
         return False
-    forced = _forced.get()
-    if forced is not None:
+    if (forced := _forced()) is not None:
         return forced
     mode = _config.mvn_rewrites__mode
     return mode == "auto" or (mode == "opt_in" and opted_in)
 
 
+def _forced() -> bool | None:
+    """What the blocks say: that of this context, or else those that are open in other threads."""
+    own = _own.get()
+    if own is not None:
+        return own
+    if _open[False]:
+        return False
+    return True if _open[True] else None
+
+
 @contextmanager
-def enable() -> Iterator[None]:
+def forced_here(active: bool) -> Iterator[None]:
+    """Rewrite, or do not, inside this block and in this context only."""
+    token = _own.set(active)
+    try:
+        yield
+    finally:
+        _own.reset(token)
+
+
+@contextmanager
+def _forced_in_threads(active: bool) -> Iterator[None]:
+    """The same, and in threads that have no block of their own."""
+    with _lock:
+        _open[active] += 1
+    try:
+        with forced_here(active):
+            yield
+    finally:
+        with _lock:
+            _open[active] -= 1
+
+
+def enable() -> AbstractContextManager[None]:
     """Rewrite inside this block, whatever ``mvn_rewrites__mode`` says.
+
+    The block also holds for the graphs that other threads compile while it is open, whether they
+    were started in it or before, unless they are in a block of their own. Where :func:`enable` and
+    :func:`disable` are open in different threads, those without a block leave their graphs alone.
+    A forked process continues in the block; one that is spawned begins with the flags.
 
     Examples
     --------
@@ -102,16 +143,13 @@ def enable() -> Iterator[None]:
     ...     is_active("reroll")
     True
     """
-    token = _forced.set(True)
-    try:
-        yield
-    finally:
-        _forced.reset(token)
+    return _forced_in_threads(True)
 
 
-@contextmanager
-def disable() -> Iterator[None]:
+def disable() -> AbstractContextManager[None]:
     """Leave all graphs as they are inside this block.
+
+    In threads it holds as :func:`enable` does.
 
     Examples
     --------
@@ -119,8 +157,4 @@ def disable() -> Iterator[None]:
     ...     is_active("reroll")
     False
     """
-    token = _forced.set(False)
-    try:
-        yield
-    finally:
-        _forced.reset(token)
+    return _forced_in_threads(False)

@@ -9,7 +9,7 @@ from pymc.pytensorf import rewrite_pregrad
 from pytensor.graph.basic import Variable
 from pytensor.graph.fg import FunctionGraph
 
-from pytensor_mvn_rewrites.config import disable
+from pytensor_mvn_rewrites.config import forced_here
 from pytensor_mvn_rewrites.ops.gaussian import GaussianOp
 from pytensor_mvn_rewrites.pipeline import Declined, Fired, recording
 
@@ -75,7 +75,7 @@ def explain(model: pm.Model | Variable) -> Explanation:
     >>> explain(model).fused
     ('MvNormalLogp{chol}',)
     """
-    with disable():
+    with forced_here(False):
         before = _logp(model)
     with recording() as events:
         after = rewrite_pregrad(_logp(model))

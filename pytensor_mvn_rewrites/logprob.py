@@ -6,12 +6,14 @@ log-density is ``Check(MvNormalLogp(value, mu, matrix))`` instead of PyMC's 17 n
 5000 of them is built in a third of the time, and needs no recognition afterwards.
 """
 
+import inspect
 import math
 from copy import copy
 from functools import cache
 
 import pymc
 import pytensor.tensor as pt
+from pymc.distributions import multivariate
 from pymc.distributions.multivariate import (
     KroneckerNormalRV,
     PrecisionMvNormalRV,
@@ -29,6 +31,21 @@ from pytensor_mvn_rewrites.ops import mvnormal_logp, noisy_kronecker_quad_logdet
 from pytensor_mvn_rewrites.pipeline import logprob
 
 
+def has_density_of_pymc(op, rv_type: type) -> bool:
+    """Whether the log-density of `op` is the one that PyMC defines for `rv_type`.
+
+    A subclass may have one of its own, and a user may have registered another one for the type.
+    """
+    return type(op) is rv_type and _is_of_pymc(_logprob.dispatch(rv_type))
+
+
+@cache
+def _is_of_pymc(function) -> bool:
+    """Whether PyMC wrote what it registered: for a ``Distribution``, a wrapper of its ``logp``."""
+    own = inspect.getclosurevars(function).nonlocals.get("class_logp", function)
+    return own.__module__ == multivariate.__name__
+
+
 class FusedMvNormalRV(MvNormalRV):
     """A multivariate normal whose log-density is :class:`~.ops.MvNormalLogp`."""
 
@@ -40,7 +57,7 @@ def fuse_mvnormal_rv(fgraph, node):
 
     The draws are the same; only the log-density that PyMC derives from the node differs in form.
     """
-    if isinstance(node.op, FusedMvNormalRV):
+    if not has_density_of_pymc(node.op, MvNormalRV):
         return None
     # the inputs were checked when `node` was made: making it again would infer its shape anew,
     # the larger part of what PyMC needs to build the log-density of a loop
@@ -63,7 +80,7 @@ def fuse_precision_mvnormal_rv(fgraph, node):
 
     PyMC itself makes a ``PrecisionMvNormalRV`` of ``MvNormal(tau=...)``.
     """
-    if isinstance(node.op, FusedPrecisionMvNormalRV):
+    if not has_density_of_pymc(node.op, PrecisionMvNormalRV):
         return None
     # the same inner graph, of which making another one would be most of the cost
     op = copy(node.op)
@@ -79,7 +96,7 @@ class FusedKroneckerNormalRV(KroneckerNormalRV):
 @node_rewriter([KroneckerNormalRV])
 def fuse_kronecker_normal_rv(fgraph, node):
     """KroneckerNormalRV(mu, sigma, *covs) -> FusedKroneckerNormalRV(mu, sigma, *covs)."""
-    if isinstance(node.op, FusedKroneckerNormalRV):
+    if not has_density_of_pymc(node.op, KroneckerNormalRV):
         return None
     op = copy(node.op)
     op.__class__ = FusedKroneckerNormalRV
@@ -102,7 +119,7 @@ def fuse_lkj_cholesky_cov_rv(fgraph, node):
     Declines when n is not a constant, and when eta is not one where PyMC wants it to be.
     """
     _, n, eta, _ = node.inputs
-    if isinstance(node.op, FusedLKJCholeskyCovRV) or not isinstance(n, Constant):
+    if not has_density_of_pymc(node.op, _LKJCholeskyCovRV) or not isinstance(n, Constant):
         return None
     if not ETA_MAY_VARY and not isinstance(eta, Constant):
         return None

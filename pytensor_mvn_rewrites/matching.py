@@ -3,10 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-import pytensor
 import pytensor.tensor as pt
 from pytensor.assumptions import (
     POSITIVE_DEFINITE,
@@ -16,16 +15,17 @@ from pytensor.assumptions import (
     check_assumption,
 )
 from pytensor.assumptions.core import infer_assumption_for_node
-from pytensor.compile.mode import Mode
 from pytensor.graph.basic import Apply, Constant, Variable
 from pytensor.graph.fg import FunctionGraph
-from pytensor.graph.traversal import explicit_graph_inputs
+from pytensor.graph.traversal import ancestors
 from pytensor.scalar.basic import Abs, Add, Exp, Mul, Pow, Sqr, Sqrt, Sub, TrueDiv
 from pytensor.scalar.math import Sigmoid, Softplus
 from pytensor.tensor.basic import (
+    Alloc,
     AllocDiag,
     ExtractDiag,
     Join,
+    MakeVector,
     get_underlying_scalar_constant_value,
 )
 from pytensor.tensor.blockwise import Blockwise
@@ -36,8 +36,15 @@ from pytensor.tensor.linalg.decomposition.cholesky import Cholesky
 from pytensor.tensor.linalg.inverse import MatrixInverse
 from pytensor.tensor.linalg.products import KroneckerProduct
 from pytensor.tensor.math import Dot
-from pytensor.tensor.shape import SpecifyShape, specify_shape
-from pytensor.tensor.subtensor import AdvancedSubtensor, Subtensor, _is_provably_positive
+from pytensor.tensor.random.type import RandomType
+from pytensor.tensor.rewriting.basic import unconditional_constant_folding
+from pytensor.tensor.shape import Reshape, SpecifyShape, specify_shape
+from pytensor.tensor.subtensor import (
+    AdvancedSubtensor,
+    Subtensor,
+    _is_provably_positive,
+    indices_from_subtensor,
+)
 
 #: An entry of the order of a `DimShuffle`: an axis, or "x" for a new one.
 Axis = Any
@@ -58,19 +65,46 @@ NARROW_RATIO = 4
 #: the log-density is made. They may change later: only the cost may depend on it.
 NARROW = AssumptionKey("mvn_rewrites_narrow", short_name="narrow")
 
-#: Python evaluates the nodes one by one.
-AS_WRITTEN = Mode(linker="py", optimizer="None")
-
 
 def constant_value(var: Variable) -> np.ndarray | None:
-    """The value of a graph without inputs, or None."""
+    """The value of a graph that is made of constants alone, or None.
+
+    A shared variable is no constant: it is data, the length of a dimension, another variable of a
+    step method. Nor is a random draw, or what PyTensor itself would not fold. Cost: that of one
+    evaluation.
+    """
     if isinstance(var, Constant):
         return np.asarray(var.data)
-    if var.owner is None or not all(
-        isinstance(inp, Constant) for inp in explicit_graph_inputs([var])
-    ):
+    if var.owner is None or any(map(_may_change, ancestors([var]))):
         return None
-    return pytensor.function([], var, mode=AS_WRITTEN)()
+    fgraph = FunctionGraph(outputs=[var], clone=True)
+    nodes = fgraph.toposort()
+    if not all(_may_be_folded(fgraph, node) for node in nodes):
+        return None
+    for node in nodes:
+        try:
+            folded = unconditional_constant_folding.transform(fgraph, node)
+        except Exception:
+            # it fails, as it will when the compiled function gets there
+            return None
+        if not folded:
+            return None
+        fgraph.replace_all(list(zip(node.outputs, folded, strict=True)), import_missing=True)
+    [result] = fgraph.outputs
+    return np.asarray(cast(Constant, result).data)
+
+
+def _may_change(var: Variable) -> bool:
+    is_input = var.owner is None and not isinstance(var, Constant)
+    return is_input or isinstance(var.type, RandomType)
+
+
+def _may_be_folded(fgraph: FunctionGraph, node: Apply) -> bool:
+    """Whether evaluating `node` now has no effect but its value: no print, no failing check."""
+    if node.op.destroy_map:
+        return False
+    # PyTensor keeps an `Alloc` for the rewrites that look for it, not for what it does
+    return isinstance(node.op, Alloc) or node.op.do_constant_folding(fgraph, node)
 
 
 def scalar_constant(var: Variable) -> float | None:
@@ -80,6 +114,43 @@ def scalar_constant(var: Variable) -> float | None:
     except NotScalarConstantError:
         return None
     return float(value) if value.dtype.kind in "iufb" else None
+
+
+def takes_whole_matrices(node: Apply) -> bool:
+    """Whether an indexing node chooses among the matrices of a stack, each of them as it is.
+
+    Its indices are those of batch axes: full slices may follow, a mask of k dimensions indexes k
+    axes, and advanced indices apart from each other move among the batch axes only.
+    """
+    source, *variables = node.inputs
+    indices: list[Any] = list(indices_from_subtensor(variables, node.op.idx_list))
+    while indices and is_full_slice(indices[-1]):
+        indices.pop()
+    n_indexed: int = sum(index.type.ndim if is_mask(index) else 1 for index in indices)
+    return n_indexed <= source.type.ndim - 2
+
+
+def is_full_slice(index) -> bool:
+    """Whether an index of one axis is ``:``."""
+    return isinstance(index, slice) and index == slice(None)
+
+
+def is_mask(index) -> bool:
+    """Whether an index is an array of booleans, which stands for as many axes as it has."""
+    return not isinstance(index, slice) and index.type.dtype == "bool"
+
+
+def positions_of(index, length: int | None = None) -> np.ndarray | None:
+    """The constant vector of integers that an index is; None for slices, masks and anything else.
+
+    Negative ones count from the end of an axis of `length`, where it is given.
+    """
+    if isinstance(index, slice) or index.type.ndim != 1 or is_mask(index):
+        return None
+    positions = constant_value(index)
+    if positions is None or length is None:
+        return positions
+    return np.where(positions < 0, positions + length, positions)
 
 
 def reduced_axes(node: Apply[CAReduce]) -> tuple[int, ...]:
@@ -279,10 +350,7 @@ def definiteness(fgraph: FunctionGraph, matrix: Variable) -> Definiteness:
         case (Blockwise(MatrixInverse()), inner):
             state = definiteness(fgraph, inner)
             return state if state is Definiteness.DEFINITE else Definiteness.UNKNOWN
-        case (Subtensor(idx_list=indices) | AdvancedSubtensor(idx_list=indices), stack, *_) if (
-            # a choice of whole matrices
-            len(indices) <= stack.type.ndim - 2
-        ):
+        case (Subtensor() | AdvancedSubtensor(), stack, *_) if takes_whole_matrices(matrix.owner):
             return definiteness(fgraph, stack)
         case (Join(axis=axis), *stacks) if axis in range(matrix.type.ndim - 2):
             return min(definiteness(fgraph, stack) for stack in stacks)
@@ -387,6 +455,10 @@ def is_positive(var: Variable, *, strict: bool = True) -> bool:
             return is_positive(inner, strict=strict)
         case (DimShuffle() | Subtensor() | AdvancedSubtensor(), inner, *_):
             return is_positive(inner, strict=strict)
+        case (Alloc() | SpecifyShape() | Reshape(), inner, *_):
+            return is_positive(inner, strict=strict)
+        case (Join() | MakeVector(), *inputs):
+            return all(is_positive(inp, strict=strict) for inp in inputs)
     return var.type.dtype.startswith(("float", "int", "uint")) and _is_provably_positive(
         var, strict
     )

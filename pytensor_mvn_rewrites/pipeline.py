@@ -80,7 +80,7 @@ def record(event: Fired | Declined) -> None:
 
 @contextmanager
 def recording() -> Iterator[list[Fired | Declined]]:
-    """Collect what the rewrites do inside this block."""
+    """Collect what the rewrites do inside this block, and not in other threads meanwhile."""
     events: list[Fired | Declined] = []
     token = _events.set(events)
     try:

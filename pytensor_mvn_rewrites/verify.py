@@ -11,7 +11,7 @@ from pytensor.compile.mode import Mode
 from pytensor.graph.fg import FunctionGraph
 from pytensor.graph.rewriting.basic import dfs_rewriter, node_rewriter
 
-from pytensor_mvn_rewrites.config import disable
+from pytensor_mvn_rewrites.config import forced_here
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def verify(
     inputs = model.value_vars
     wrt = model.continuous_value_vars
     rewritten = model.compile_fn([model.logp(), model.dlogp()], inputs=inputs, mode=mode)
-    with disable():
+    with forced_here(False):
         reference = _unrewritten(model, inputs, wrt)
     rng = np.random.default_rng(random_seed)
     start = model.initial_point()

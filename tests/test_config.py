@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 
 import pytensor
 import pytest
@@ -10,6 +12,7 @@ from pytensor.compile.mode import get_mode
 
 import pytensor_mvn_rewrites as mvn
 from pytensor_mvn_rewrites.config import STAGES, is_active
+from pytensor_mvn_rewrites.pipeline import recording
 from tests.harness import PIPELINE_MODE, our_ops
 from tests.zoo import python_sum_of_potentials, thread_loop
 
@@ -116,3 +119,89 @@ def test_opt_in_tag_reaches_modes_given_by_name():
     with FLAGS(mvn_rewrites__mode="opt_in", cxx=""):
         assert fused_in_function(model, "FAST_COMPILE") == 0
         assert fused_in_function(model, mode) == 1
+
+
+def in_a_thread(function):
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function).result()
+
+
+@pytest.mark.parametrize(("mode", "block"), [("auto", mvn.disable), ("opt_in", mvn.enable)])
+def test_a_block_holds_in_threads_while_it_is_open(mode, block):
+    with FLAGS(mvn_rewrites__mode=mode), ThreadPoolExecutor(1) as older:
+
+        def in_threads():
+            return older.submit(is_active, "reroll").result(), in_a_thread(
+                lambda: is_active("lower")
+            )
+
+        outside = is_active("reroll")
+        assert in_threads() == (outside, outside)
+        with block():
+            assert is_active("reroll") != outside
+            assert in_threads() == (not outside, not outside)
+        assert in_threads() == (outside, outside)
+
+
+def test_models_are_compiled_in_threads_as_the_block_says():
+    model, _ = thread_loop()
+    with mvn.disable():
+        assert in_a_thread(lambda: fused_before_gradient(model)) == 0
+    assert in_a_thread(lambda: fused_before_gradient(model)) == 1
+
+
+def test_a_block_of_the_thread_itself_wins():
+    def own():
+        with mvn.enable():
+            return is_active("reroll")
+
+    with mvn.disable():
+        assert in_a_thread(own)
+        # the block that the thread has closed is gone, this one is not
+        assert not in_a_thread(lambda: is_active("reroll"))
+        assert not is_active("reroll")
+
+
+def test_blocks_of_threads_may_overlap():
+    """They may close in any order; while both kinds are open, other threads leave graphs alone."""
+    with ThreadPoolExecutor(1) as first, ThreadPoolExecutor(1) as second:
+        disabled, enabled = mvn.disable(), mvn.enable()
+        with FLAGS(mvn_rewrites__mode="opt_in"):
+            second.submit(enabled.__enter__).result()
+            assert is_active("reroll")
+            first.submit(disabled.__enter__).result()
+            assert not is_active("reroll")
+            assert second.submit(is_active, "reroll").result()
+            second.submit(enabled.__exit__, None, None, None).result()
+            assert not is_active("reroll")
+        assert not is_active("reroll")
+        first.submit(disabled.__exit__, None, None, None).result()
+        assert is_active("reroll")
+
+
+def test_an_error_closes_a_block():
+    with pytest.raises(RuntimeError), mvn.disable():
+        raise RuntimeError
+    assert is_active("reroll")
+    assert in_a_thread(lambda: is_active("reroll"))
+
+
+def test_what_explain_compares_with_is_no_matter_of_other_threads(monkeypatch):
+    seen = []
+
+    def logp(model):
+        seen.append((is_active("reroll"), in_a_thread(lambda: is_active("reroll"))))
+        return model.logp()
+
+    monkeypatch.setattr(import_module("pytensor_mvn_rewrites.explain"), "_logp", logp)
+    mvn.explain(thread_loop()[0])
+    assert seen == [(False, True), (True, True)]
+
+
+def test_recording_leaves_other_threads_out():
+    model, _ = thread_loop()
+    with recording() as events:
+        in_a_thread(lambda: fused_before_gradient(model))
+        assert events == []
+        fused_before_gradient(model)
+        assert events != []

@@ -5,14 +5,13 @@ This module holds the rewrite and the lowered op, and does not import JAX: the i
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import pytensor
 from pytensor.compile.mode import Mode
 from pytensor.graph.basic import Apply
-from pytensor.graph.op import Op
 from pytensor.link.jax.linker import JAXLinker
 
+from pytensor_mvn_rewrites.lower._lowered import LoweredOp
 from pytensor_mvn_rewrites.lower._pairs import find_groups
 from pytensor_mvn_rewrites.ops import (
     InvQuadLogdet,
@@ -39,7 +38,7 @@ FAMILIES = (
 )
 
 
-class JaxGaussianOp(Op):
+class JaxGaussianOp(LoweredOp):
     """A Gaussian op, its pullback, or both from one factorization, in a graph that JAX will run.
 
     Inputs are those of the last of the reference ops: the pullback's begin with those of the op
@@ -55,6 +54,7 @@ class JaxGaussianOp(Op):
     """
 
     __props__ = ("references", "param")
+    backend = "pytensor_mvn_rewrites.lower.jax"
 
     def __init__(self, *, references: tuple[type[GaussianOp], ...], param: str):
         self.references = references
@@ -73,6 +73,10 @@ class JaxGaussianOp(Op):
             for reference in self.references
         ]
 
+    def reference_outputs(self, inputs):
+        """Those of all reference ops, one after the other."""
+        return [out for node in self.reference_nodes(inputs) for out in node.outputs]
+
     def make_node(self, *inputs):
         """The outputs have the types of the references."""
         nodes = self.reference_nodes(inputs)
@@ -86,24 +90,6 @@ class JaxGaussianOp(Op):
             for shape in reference.op.infer_shape(reference, shapes[: len(reference.inputs)])
         ]
 
-    @cached_property
-    def _reference_functions(self) -> dict:
-        return {}
-
-    def perform(self, node, inputs, output_storage):
-        """Run the reference graph."""
-        key = tuple(inp.type for inp in node.inputs)
-        if key not in self._reference_functions:
-            dummies = [type_() for type_ in key]
-            self._reference_functions[key] = pytensor.function(
-                dummies,
-                [out for reference in self.reference_nodes(dummies) for out in reference.outputs],
-                mode=Mode(linker="py", optimizer=None),
-            )
-        results = self._reference_functions[key](*inputs)
-        for storage, out in zip(output_storage, results, strict=True):
-            storage[0] = out
-
 
 @lower("jax")
 def lower_to_jax(fgraph):
@@ -115,13 +101,7 @@ def lower_to_jax(fgraph):
     """
     if not compiles_for_jax():
         return
-    groups = list(find_groups(fgraph, FAMILIES))
-    if not groups:
-        return
-    # registers the implementation
-    import pytensor_mvn_rewrites.lower.jax  # noqa: F401
-
-    for _, *group in groups:
+    for _, *group in list(find_groups(fgraph, FAMILIES)):
         nodes = [node for node in group if node is not None]
         op = JaxGaussianOp(
             references=tuple(type(node.op) for node in nodes), param=nodes[0].op.param

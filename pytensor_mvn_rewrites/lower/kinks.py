@@ -4,10 +4,10 @@ This module holds the rewrite and its op, and does not import JAX, as `lower.jax
 """
 
 from pytensor.graph.basic import Apply, Variable
-from pytensor.graph.op import Op
 from pytensor.scalar.basic import Clip, ScalarMaximum, ScalarMinimum
 from pytensor.tensor.elemwise import Elemwise
 
+from pytensor_mvn_rewrites.lower._lowered import BackendOp
 from pytensor_mvn_rewrites.lower.jax_backend import compiles_for_jax
 from pytensor_mvn_rewrites.pipeline import lower
 
@@ -15,10 +15,11 @@ from pytensor_mvn_rewrites.pipeline import lower
 KINKS = (Clip, ScalarMaximum, ScalarMinimum)
 
 
-class Materialized(Op):
+class Materialized(BackendOp):
     """The identity. In JAX all that uses its result reads the same digits from memory."""
 
     __props__ = ()
+    backend = "pytensor_mvn_rewrites.lower.jax"
     view_map = {0: [0]}  # noqa: RUF012
 
     def make_node(self, x):
@@ -32,9 +33,6 @@ class Materialized(Op):
     def perform(self, node, inputs, output_storage):
         """Pass the input on."""
         output_storage[0][0] = inputs[0]
-
-
-materialized = Materialized()
 
 
 @lower("jax", tidies=True)
@@ -58,14 +56,9 @@ def materialize_at_kinks(fgraph):
         for arg in node.inputs
         if is_computed_float(arg)
     }
-    if not arguments:
-        return
-    # registers the implementation
-    import pytensor_mvn_rewrites.lower.jax  # noqa: F401
-
     for arg in arguments:
         clients = list(fgraph.clients[arg])
-        new = materialized(arg)
+        new = Materialized()(arg)
         for client, i in clients:
             fgraph.change_node_input(client, i, new, reason="mvn_materialize_at_kinks")
 

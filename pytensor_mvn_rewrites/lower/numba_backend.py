@@ -6,14 +6,12 @@ This module holds the rewrite and the lowered ops, and does not import Numba: th
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import pytensor
 import pytensor.tensor as pt
 from pytensor.compile.mode import Mode
 from pytensor.graph.basic import Apply, Constant, Variable
-from pytensor.graph.op import Op
 from pytensor.link.numba.linker import NumbaLinker
 from pytensor.raise_op import CheckAndRaise
 from pytensor.scalar.basic import Cast
@@ -22,6 +20,7 @@ from pytensor.tensor.elemwise import DimShuffle, Elemwise
 from pytensor.tensor.math import All, Sum
 
 from pytensor_mvn_rewrites.lower._groups import RowGroups, find_row_groups
+from pytensor_mvn_rewrites.lower._lowered import LoweredOp
 from pytensor_mvn_rewrites.lower._pairs import core_sizes, find_groups
 from pytensor_mvn_rewrites.matching import Tensor
 from pytensor_mvn_rewrites.ops import (
@@ -35,12 +34,10 @@ from pytensor_mvn_rewrites.ops import (
     LowRankFactorization,
     MvNormalLogp,
     MvNormalLogpPullback,
-    PackedCholesky,
-    PackedCholeskyPullback,
     Whiten,
     WhitenPullback,
 )
-from pytensor_mvn_rewrites.ops.gaussian import GaussianOp, PullbackOp, sum_to_type
+from pytensor_mvn_rewrites.ops.gaussian import GaussianOp, KernelOp, PullbackOp, sum_to_type
 from pytensor_mvn_rewrites.pipeline import lower
 
 
@@ -106,7 +103,7 @@ class BatchLayout:
         return self.joint.count("M") <= 1 and self.joint.count("R") <= 1
 
 
-class NumbaGaussianOp(Op):
+class NumbaGaussianOp(LoweredOp):
     """Base of the lowered ops: value and gradient from one factorization, in a Numba kernel.
 
     Inputs are those of the reference op, followed by the cotangents of its pullback if a gradient
@@ -124,6 +121,7 @@ class NumbaGaussianOp(Op):
     """
 
     __props__ = ("param", "outputs", "n", "layout")
+    backend = "pytensor_mvn_rewrites.lower.numba"
 
     #: The ops that this one stands for
     forward_op: type[GaussianOp]
@@ -207,26 +205,6 @@ class NumbaGaussianOp(Op):
         named |= zip(self.gradient_outputs, shapes, strict=False)
         return [named[name] for name in self.outputs]
 
-    @cached_property
-    def _reference_functions(self) -> dict:
-        return {}
-
-    def perform(self, node, inputs, output_storage):
-        """Run the reference graph: only Numba has kernels for this op."""
-        key = tuple(inp.type for inp in node.inputs)
-        if key not in self._reference_functions:
-            dummies = [inp.type() for inp in node.inputs]
-            self._reference_functions[key] = pytensor.function(
-                dummies,
-                self.reference_outputs(dummies),
-                mode=Mode(linker="py", optimizer=None),
-                on_unused_input="ignore",
-            )
-        for storage, out in zip(
-            output_storage, self._reference_functions[key](*inputs), strict=True
-        ):
-            storage[0] = out
-
 
 class NumbaMvNormalLogp(NumbaGaussianOp):
     """:class:`~.ops.MvNormalLogp` and its pullback in one kernel.
@@ -274,9 +252,6 @@ STRUCTURED_OPS = (
     WhitenPullback,
 )
 
-#: Ops that have a kernel as they are
-KERNEL_OPS = (PackedCholesky, PackedCholeskyPullback, *STRUCTURED_OPS)
-
 
 @lower("numba")
 def lower_to_numba(fgraph):
@@ -293,7 +268,7 @@ def lower_to_numba(fgraph):
     if not compiles_for_numba():
         return
     groups = list(find_groups(fgraph, LOWERED_OPS))
-    if not groups and not any(isinstance(node.op, KERNEL_OPS) for node in fgraph.apply_nodes):
+    if not groups and not any(isinstance(node.op, KernelOp) for node in fgraph.apply_nodes):
         return
     # registers the kernels
     import pytensor_mvn_rewrites.lower.numba  # noqa: F401

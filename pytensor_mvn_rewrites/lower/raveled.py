@@ -11,18 +11,17 @@ from dataclasses import dataclass
 import numpy as np
 import pytensor.tensor as pt
 from pytensor.graph.basic import Apply, Constant, Variable
-from pytensor.graph.op import Op
 from pytensor.graph.rewriting.basic import copy_stack_trace
 from pytensor.scalar.basic import ScalarType
 from pytensor.tensor.basic import Join, scalar_from_tensor, tensor_from_scalar
 from pytensor.tensor.elemwise import DimShuffle, Elemwise
 from pytensor.tensor.math import Sum
-from pytensor.tensor.shape import Reshape, SpecifyShape
+from pytensor.tensor.shape import Reshape
 from pytensor.tensor.subtensor import AdvancedSubtensor, Subtensor
 from pytensor.tensor.type import TensorType
 
+from pytensor_mvn_rewrites.lower._lowered import BackendOp
 from pytensor_mvn_rewrites.lower.numba_backend import (
-    KERNEL_OPS,
     NumbaGaussianOp,
     compiles_for_numba,
 )
@@ -30,11 +29,13 @@ from pytensor_mvn_rewrites.lower.slices import (
     Piece,
     entry_of,
     gather_of,
+    is_sure,
     keeps_order,
     piece_of,
     slice_of,
 )
 from pytensor_mvn_rewrites.matching import Tensor
+from pytensor_mvn_rewrites.ops.gaussian import KernelOp
 from pytensor_mvn_rewrites.pipeline import LOWER_POSITION, lower
 
 #: After stage 4 has joined slices
@@ -72,7 +73,7 @@ class Place:
         return self.positions == tuple(range(start, start + len(self.positions)))
 
 
-class Unravel(Op):
+class Unravel(BackendOp):
     """Arrays of the entries of a vector; an error if the vector is too short.
 
     Parameters
@@ -82,6 +83,7 @@ class Unravel(Op):
     """
 
     __props__ = ("places",)
+    backend = "pytensor_mvn_rewrites.lower.numba"
 
     def __init__(self, places: tuple[Place, ...]):
         self.places = places
@@ -126,7 +128,7 @@ class Unravel(Op):
             storage[0] = entries.reshape(place.shape) if place.shape else entries[0]
 
 
-class Ravel(Op):
+class Ravel(BackendOp):
     """A vector of the entries of arrays and scalars, the inverse of :class:`Unravel`.
 
     Parameters
@@ -136,6 +138,7 @@ class Ravel(Op):
     """
 
     __props__ = ("places",)
+    backend = "pytensor_mvn_rewrites.lower.numba"
 
     def __init__(self, places: tuple[Place, ...]):
         self.places = places
@@ -176,7 +179,7 @@ def unravel_at_once(fgraph):
     """
     if not compiles_for_numba():
         return
-    kernels = (NumbaGaussianOp, *KERNEL_OPS)
+    kernels = (NumbaGaussianOp, KernelOp)
     has_kernels = any(isinstance(node.op, kernels) for node in fgraph.apply_nodes)
     for x in [*fgraph.inputs, *(out for node in fgraph.toposort() for out in node.outputs)]:
         is_input = x.owner is None
@@ -185,14 +188,12 @@ def unravel_at_once(fgraph):
         if not is_input and (x.type.shape == (None,) or not has_kernels):
             continue
         reads = [client for client, _ in fgraph.clients[x] if reads_pieces(client)]
-        if not has_kernels and not any(isinstance(node.op, AdvancedSubtensor) for node in reads):
+        pieces = [found for node in reads for found in last_pieces(fgraph, node)]
+        if not has_kernels and not any(is_gathered for _, _, is_gathered in pieces):
             continue
-        places = places_read(fgraph, x, reads)
+        places = places_read(x, pieces)
         if len(places) < (2 if is_input else MIN_PIECES):
             continue
-        # registers the kernel
-        import pytensor_mvn_rewrites.lower.numba  # noqa: F401
-
         distinct = tuple(dict.fromkeys(places.values()))
         arrays = dict(zip(distinct, Unravel(distinct)(x, return_list=True), strict=True))
         replacements = []
@@ -205,15 +206,14 @@ def unravel_at_once(fgraph):
         fgraph.replace_all(replacements, reason="mvn_unravel_at_once", import_missing=True)
 
 
-def places_read(fgraph, x: Variable, reads: list[Apply]) -> dict[Variable, Place]:
-    """Where the pieces are in x that `reads` take, if x has all of their entries."""
-    found = {}
-    for node in reads:
-        longest = MAX_NUMBERS if isinstance(node.op, AdvancedSubtensor) else MAX_COPIED
-        for var, piece in last_pieces(fgraph, node):
-            if len(piece.positions) <= longest:
-                found[var] = piece
-    length = max((last(piece) for var, piece in found.items() if is_sure(var)), default=0)
+def places_read(x: Variable, pieces: list[tuple[Variable, Piece, bool]]) -> dict[Variable, Place]:
+    """Where the pieces are in x, of those that are not too long, if x has all of their entries."""
+    found = {
+        var: piece
+        for var, piece, is_gathered in pieces
+        if len(piece.positions) <= (MAX_NUMBERS if is_gathered else MAX_COPIED)
+    }
+    length = max((last(piece) for var, piece in found.items() if is_sure(var, piece)), default=0)
     length = max(length, x.type.shape[0] or 0)
     return {
         # one entry is a scalar, whatever its shape
@@ -243,36 +243,27 @@ def last(piece: Piece) -> int:
     return int(piece.positions.max()) + 1
 
 
-def last_pieces(fgraph, node: Apply) -> Iterator[tuple[Variable, Piece]]:
-    """The variables at which a piece is used for more than to give it another shape."""
-    stack = [node.outputs[0]]
+def last_pieces(fgraph, node: Apply) -> Iterator[tuple[Variable, Piece, bool]]:
+    """The variables at which a piece is used for more than to reshape it or gather from it.
+
+    With the piece, and whether it is gathered.
+    """
+    stack = [(node.outputs[0], isinstance(node.op, AdvancedSubtensor))]
     while stack:
-        var = stack.pop()
+        var, is_gathered = stack.pop()
         piece = piece_of_read(var)
         assert piece is not None, "only pieces are followed"
         is_used = False
         for client, position in fgraph.clients[var]:
-            reshapes = isinstance(client, Apply) and position == 0 and keeps_order(client.op)
-            if reshapes and piece_of_read(client.outputs[0]) is not None:
-                stack.append(client.outputs[0])
+            gathers = isinstance(client.op, AdvancedSubtensor)
+            follows = position == 0 and (gathers or keeps_order(client.op))
+            inner = piece_of_read(client.outputs[0]) if follows else None
+            if inner is not None and inner.source is piece.source:
+                stack.append((client.outputs[0], is_gathered or gathers))
             else:
                 is_used = True
         if is_used:
-            yield var, piece
-
-
-def is_sure(var: Variable) -> bool:
-    """Whether a shorter source would be an error where this piece is made."""
-    while var.owner is not None:
-        match var.owner.op:
-            case AdvancedSubtensor() | SpecifyShape() | Reshape():
-                return True
-            case DimShuffle(drop=drop) if drop:
-                return True
-            case Subtensor(idx_list=(int(),)):
-                return True
-        var = var.owner.inputs[0]
-    return False
+            yield var, piece, is_gathered
 
 
 @lower("numba", position=AFTER_SLICES, tidies=True)
@@ -308,9 +299,6 @@ def ravel_at_once(fgraph):
             Place(tuple(positions[end - length : end].tolist()), part.type.shape)
             for part, length, end in zip(parts, lengths, ends, strict=True)
         )
-        # registers the kernel
-        import pytensor_mvn_rewrites.lower.numba  # noqa: F401
-
         new = Ravel(places)(*(scalar_from_tensor(p) if not p.type.ndim else p for p in parts))
         copy_stack_trace(old, new)
         fgraph.replace(old, new, reason="mvn_ravel_at_once", import_missing=True)

@@ -11,7 +11,7 @@ import numpy as np
 from pytensor.graph.basic import Constant, Variable
 from pytensor.tensor.basic import Join, MakeVector, join
 from pytensor.tensor.elemwise import DimShuffle
-from pytensor.tensor.shape import Reshape, SpecifyShape
+from pytensor.tensor.shape import Reshape, SpecifyShape, specify_shape
 from pytensor.tensor.subtensor import AdvancedSubtensor, Subtensor, indices_from_subtensor
 
 from pytensor_mvn_rewrites.matching import Tensor
@@ -31,13 +31,20 @@ class Piece:
         return self.source is other.source and self.shape[1:] == other.shape[1:]
 
     def build(self) -> Tensor:
-        """The variable."""
+        """The variable; an error if the source is too short."""
         start, stop = int(self.positions[0]), int(self.positions[-1]) + 1
-        if np.array_equal(self.positions, np.arange(start, stop)):
+        is_run = np.array_equal(self.positions, np.arange(start, stop))
+        if is_run:
             part = self.source[start:stop]
+        elif self.source.type.shape[0] is None:
+            # Numba gathers without asking whether the entries are there
+            length = int(self.positions.max()) + 1
+            part = specify_shape(self.source[:length], length)[self.positions]
         else:
             part = self.source[self.positions]
-        return part if len(self.shape) == 1 else part.reshape(self.shape)
+        if len(self.shape) > 1:
+            return part.reshape(self.shape)
+        return specify_shape(part, self.shape) if part.type.shape[0] is None else part
 
 
 @lower("fast_run", tidies=True)
@@ -47,16 +54,17 @@ def join_slices(fgraph):
     The same for reshaped slices and for a vector of scalars; where the slices lie one after the
     other, the gather is a slice. Cost: N slices of a raveled point and their join, which Numba
     compiles as a function of N arguments, become one node.
-    Declines for slices that are not constant and shapes that are not known.
+    Declines for slices that are not constant, shapes that are not known, and slices of which a
+    shorter vector would have less.
     """
     if not any(isinstance(node.op, Join | MakeVector) for node in fgraph.apply_nodes):
         return
     for node in fgraph.toposort():
         match node.op:
             case Join(axis=0):
-                parts = [piece_of(inp) or inp for inp in node.inputs]
+                parts = [sure_piece(piece_of(inp), inp) or inp for inp in node.inputs]
             case MakeVector():
-                parts = [entry_of(inp) for inp in node.inputs]
+                parts = [sure_piece(entry_of(inp), inp) for inp in node.inputs]
                 if None in parts:
                     continue
             case _:
@@ -70,6 +78,29 @@ def join_slices(fgraph):
         if new.type.dtype == old.type.dtype:
             new = old.type.filter_variable(new)
             fgraph.replace(old, new, reason="mvn_join_slices", import_missing=True)
+
+
+def sure_piece(piece: Piece | None, var: Variable) -> Piece | None:
+    """The piece that `var` is, if it is all there or an error."""
+    if piece is None or piece.source.type.shape[0] is not None or is_sure(var, piece):
+        return piece
+    return None
+
+
+def is_sure(var: Variable, piece: Piece) -> bool:
+    """Whether it is an error where `var` is made if its source is shorter than the piece needs."""
+    while var.owner is not None:
+        [inner, *_] = var.owner.inputs
+        match var.owner.op:
+            case AdvancedSubtensor() | Subtensor(idx_list=(int(),)):
+                return True
+            case SpecifyShape() | Reshape() if None not in var.type.shape:
+                if math.prod(var.type.shape) == len(piece.positions):
+                    return True
+            case DimShuffle(drop=drop) if any(inner.type.shape[axis] != 1 for axis in drop):
+                return True
+        var = inner
+    return False
 
 
 def joined_runs(parts: list) -> list:
@@ -130,31 +161,47 @@ def keeps_order(op) -> bool:
 
 
 def gather_of(var: Variable) -> tuple[Tensor, np.ndarray] | None:
-    """(x, index) for ``x[index]`` of a vector, with a constant vector of positions from 0 on."""
+    """(x, index) for ``x[index]`` of a vector, with a constant vector of positions from 0 on.
+
+    The same for ``piece[index]`` of a piece of x that is all there.
+    """
     match var.owner_op_and_inputs:
         case (AdvancedSubtensor(idx_list=(0,)), source, Constant(data=index)) if (
             source.type.ndim == 1 and index.ndim == 1 and index.size
         ):
-            is_known = index.dtype.kind in "iu" and index.min() >= 0
-            return (source, index.astype("int64")) if is_known else None
+            if index.dtype.kind not in "iu" or index.min() < 0:
+                return None
+            index = index.astype("int64")
+            inner = sure_piece(piece_of(source), source)
+            if inner is not None and index.max() < len(inner.positions):
+                return inner.source, inner.positions[index]
+            return source, index
     return None
 
 
 def slice_of(var: Variable) -> tuple[Tensor, np.ndarray] | None:
-    """(x, [a, a + c, ...]) for ``x[a:b:c]`` of a vector, with constants 0 <= a < b and c > 0."""
+    """(x, [a, a + c, ...]) for ``x[a:b:c]`` of a vector, with constants and c > 0.
+
+    What a vector of unknown length has if it is long enough, for 0 <= a < b.
+    """
     match var.owner_op_and_inputs:
         case (Subtensor(idx_list=(slice(),)) as op, source, *bounds) if source.type.ndim == 1:
             [index] = indices_from_subtensor(bounds, op.idx_list)
             assert isinstance(index, slice)
         case _:
             return None
-    if not all(b is None or isinstance(b, Constant) for b in (index.start, index.stop, index.step)):
+    bounds = [index.start, index.stop, index.step]
+    if not all(bound is None or isinstance(bound, Constant) for bound in bounds):
         return None
-    start, step = (
-        default if bound is None else int(bound.data)
-        for bound, default in ((index.start, 0), (index.step, 1))
+    start, stop, step = (
+        int(bound.data) if isinstance(bound, Constant) else None for bound in bounds
     )
-    stop = source.type.shape[0] if index.stop is None else int(index.stop.data)
-    if step < 1 or stop is None or not 0 <= start < stop:
+    if step is not None and step < 1:
         return None
-    return source, np.arange(start, stop, step)
+    length = source.type.shape[0]
+    if length is None:
+        if stop is None or not 0 <= (start or 0) < stop:
+            return None
+        length = stop
+    positions = np.arange(length)[start:stop:step]
+    return (source, positions) if positions.size else None

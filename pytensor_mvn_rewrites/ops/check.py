@@ -1,11 +1,19 @@
-"""A parameter check with one condition per term of a batch."""
+"""A parameter check with one condition per term of a batch, and what `vectorize_graph` makes of it.
+
+PyMC's checks read a condition without dimensions through ``ScalarFromTensor``.
+"""
 
 import numpy as np
 import pytensor.tensor as pt
 from pymc.logprob.utils import CheckParameterValue
 from pytensor.compile.mode import optdb
 from pytensor.graph.basic import Apply, Constant
+from pytensor.graph.replace import _vectorize_node
 from pytensor.graph.rewriting.basic import dfs_rewriter, node_rewriter
+from pytensor.raise_op import Assert
+from pytensor.tensor.basic import ScalarFromTensor, scalar_from_tensor, tensor_copy
+from pytensor.tensor.shape import SpecifyShape
+from pytensor.tensor.type_other import NoneTypeT
 
 
 class BatchedCheck(CheckParameterValue):
@@ -57,6 +65,46 @@ def batched_check(op: CheckParameterValue, value, condition, lacking: int):
     elif missing < 0:
         condition = pt.shape_padleft(condition, -missing)
     return BatchedCheck(op.msg, op.can_be_replaced_by_ninf)(value, condition)
+
+
+@_vectorize_node.register(BatchedCheck)
+def _vectorize_batched_check(op, node, value, condition) -> Apply:
+    """Each term of each batch has a condition of its own."""
+    if value.type.ndim < condition.type.ndim:
+        value = value + pt.zeros_like(condition, dtype=value.type.dtype)
+    condition = pt.shape_padleft(condition, value.type.ndim - condition.type.ndim)
+    return op.make_node(value, condition)
+
+
+@_vectorize_node.register(ScalarFromTensor)
+def _vectorize_scalar_from_tensor(op, node, value) -> Apply:
+    """The batch itself, as PyTensor has it, from a node that has no other outputs.
+
+    PyTensor returns the node that made the batch: here that has several outputs, such as `posdef`
+    beside a log-density.
+    """
+    own = scalar_from_tensor if value.type.ndim == 0 else tensor_copy
+    return own.make_node(value)
+
+
+@_vectorize_node.register(SpecifyShape)
+def _vectorize_specify_shape(op, node, x, *lengths) -> Apply:
+    """The same lengths for all of the batch.
+
+    PyTensor refuses lengths that were computed, such as that of a variable in the batch: there are
+    as many of them as the batch has members, and they must be equal.
+    """
+    n_new = x.type.ndim - node.inputs[0].type.ndim
+    return op.make_node(x, *(None,) * n_new, *map(_common_length, lengths))
+
+
+def _common_length(length):
+    if isinstance(length.type, NoneTypeT):
+        return None
+    if length.type.ndim == 0:
+        return length
+    first, same = length.max(), pt.eq(length, length.max()).all()
+    return Assert("The members of a batch must have equal lengths")(first, same)
 
 
 @node_rewriter([BatchedCheck])

@@ -15,10 +15,10 @@ from pytensor.gradient import DisconnectedType, pullback
 from pytensor.graph.basic import Variable
 from pytensor.graph.replace import clone_replace
 
-from pytensor_mvn_rewrites.ops.gaussian import FusedOp
+from pytensor_mvn_rewrites.ops.gaussian import KernelOp
 
 
-class FiniteEigh(FusedOp):
+class FiniteEigh(KernelOp):
     r"""Eigenvalues and eigenvectors of symmetric matrices, signature ``(n,n)->(n),(n,n)``.
 
     Inputs
@@ -30,8 +30,7 @@ class FiniteEigh(FusedOp):
     """
 
     __props__ = ()
-    core_ndims = (2,)
-    out_core_ndims = (1, 2)
+    signature = "(n,n)->(n),(n,n)"
 
     def build_inner_graph(self, matrix):
         """LAPACK on the finite ones."""
@@ -42,10 +41,6 @@ class FiniteEigh(FusedOp):
             pt.switch(finite[..., None, None], matrix, zero), driver="evd"
         )
         return [pt.switch(finite[..., None], eigenvalues, nan), eigenvectors]
-
-    def infer_shape(self, node, shapes):
-        """Those of the matrix, without and with its last axis."""
-        return [shapes[0][:-1], shapes[0]]
 
 
 def eigh(matrix):

@@ -27,7 +27,7 @@ class ExpmQuadLogdet(QuadLogdetOp):
         definite or X not finite; posdef : bool, shape (...).
     """
 
-    core_ndims = (1, 0, 2)
+    signature = "(n),(),(n,n)->(),(),()"
 
     def __str__(self):
         return type(self).__name__
@@ -72,9 +72,7 @@ class ExpmQuadLogdetPullback(GaussianPullbackOp):
     Its own derivative is that of PyTensor's matrix exponential.
     """
 
-    core_ndims = (1, 0, 2, 0, 0)
-    forward_core_ndims = (1, 0, 2)
-    out_core_ndims = (1, 0, 2)
+    signature = "(n),(),(n,n),(),()->(n),(),(n,n)"
 
     __str__ = ExpmQuadLogdet.__str__
 

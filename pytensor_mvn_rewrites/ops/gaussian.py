@@ -16,6 +16,7 @@ batch dimensions before them are aligned from the right.
 
 from collections.abc import Sequence
 from functools import lru_cache
+from importlib import import_module
 
 import pytensor
 import pytensor.tensor as pt
@@ -23,6 +24,7 @@ from pytensor.gradient import DisconnectedType, disconnected_type
 from pytensor.graph.basic import Variable
 from pytensor.graph.replace import _vectorize_node
 from pytensor.tensor.symbolic import TensorSymbolicOp
+from pytensor.tensor.utils import _parse_gufunc_signature
 
 PARAMS = ("cov", "chol", "tau")
 
@@ -127,15 +129,36 @@ def fold_lower(symmetric):
     return symmetric * fold
 
 
+@lru_cache
+def parse_signature(signature: str) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
+    """The labels of the core dimensions of each input and of each output."""
+    inputs, outputs = _parse_gufunc_signature(signature)
+    return inputs, outputs
+
+
+class _CoreNdims:
+    """Numbers of core dimensions, by the signature of an op or of its class."""
+
+    def __init__(self, *, outputs: bool):
+        self.outputs = outputs
+
+    def __get__(self, op: "FusedOp | None", cls: "type[FusedOp]") -> tuple[int, ...]:
+        signature = cls.signature if op is None else op.signature
+        return tuple(map(len, parse_signature(signature)[self.outputs]))
+
+
 class FusedOp(TensorSymbolicOp):
     """Base of the ops of this package: batch dimensions come first and broadcast.
 
-    Subclasses set `core_ndims`, the number of core dimensions of each input, and `out_core_ndims`.
+    Subclasses give the gufunc `signature`: core dimensions with one label have one length, what is
+    statically of length 1 apart, which PyTensor stretches; others need not.
     Instances are memoised by (class, props, input types): a loop of 5000 terms builds one graph.
     """
 
-    core_ndims: tuple[int, ...]
-    out_core_ndims: tuple[int, ...]
+    signature: str
+    #: Number of core dimensions of each input, and of each output.
+    core_ndims = _CoreNdims(outputs=False)
+    out_core_ndims = _CoreNdims(outputs=True)
 
     def __call__(self, *inputs, **kwargs):
         """Apply the instance for the types of `inputs`."""
@@ -149,6 +172,13 @@ class FusedOp(TensorSymbolicOp):
         props = tuple(self._props_dict().items())
         op = _memoised(type(self), props, types, pytensor.config.floatX)
         return super(TensorSymbolicOp, op).__call__(*inputs, **kwargs)
+
+    def __getstate__(self):
+        """All but the function of the inner graph, which a Python linker compiles and keeps here.
+
+        Instances are shared: it may belong to another graph, and not every pickler can write it.
+        """
+        return self.__dict__ | {"_fn": None}
 
     @property
     def batch_ndim(self) -> int:
@@ -168,6 +198,29 @@ class FusedOp(TensorSymbolicOp):
             batch.append(min(dims, key=lambda dim: dim[1] == 1)[0])
         return batch
 
+    def infer_shape(self, node, shapes):
+        """The joint batch shape, and the lengths of the labels."""
+        batch = self.batch_shape(node, shapes)
+        input_labels, output_labels = parse_signature(self.signature)
+        lengths = {
+            label: length
+            for shape, labels in zip(shapes, input_labels, strict=True)
+            for label, length in zip(labels, shape[len(shape) - len(labels) :], strict=True)
+        }
+        return [(*batch, *map(lengths.__getitem__, labels)) for labels in output_labels]
+
+
+class KernelOp(FusedOp):
+    """Base of the ops that have a Numba kernel as they are, for the nodes that it covers."""
+
+    def __setstate__(self, state):
+        """Read a pickle, and register the kernels.
+
+        Where a compiled function is read, no rewrite runs that would: it is linked as it is.
+        """
+        self.__dict__.update(state)
+        import_module("pytensor_mvn_rewrites.lower.numba")
+
 
 class GaussianOp(FusedOp):
     """Base of the ops whose last core input is a matrix in the parametrization ``param``."""
@@ -184,25 +237,12 @@ class GaussianOp(FusedOp):
     def __str__(self):
         return f"{type(self).__name__}{{{self.param}}}"
 
-    def infer_shape(self, node, shapes):
-        """Batch shape by broadcasting, core shape from the matrix."""
-        batch = self.batch_shape(node, shapes)
-        n = shapes[self.matrix_index][-1]
-        return [(*batch, *((n,) * core)) for core in self.out_core_ndims]
-
-    @property
-    def matrix_index(self) -> int:
-        """Position of the matrix among the inputs."""
-        return self.core_ndims.index(2)
-
 
 class QuadLogdetOp(GaussianOp):
     """Base of the ops whose outputs are quaddist, half_logdet and posdef; the first input is delta.
 
     Subclasses give the op of their closed-form gradient.
     """
-
-    out_core_ndims = (0, 0, 0)
 
     def pullback_op(self) -> "GaussianPullbackOp":
         """The gradient, from the inputs and the cotangents of quaddist and half_logdet."""
@@ -247,7 +287,7 @@ class PullbackOp(FusedOp):
     The inputs are those of the forward op followed by one cotangent for each differentiable output.
     """
 
-    forward_core_ndims: tuple[int, ...]
+    forward_core_ndims = _CoreNdims(outputs=True)
 
     def infer_shape(self, node, shapes):
         """Gradients have the shapes of the inputs."""

@@ -14,13 +14,23 @@ from pytensor_mvn_rewrites.ops.eigen import (
     pullback_of_pullback,
 )
 from pytensor_mvn_rewrites.ops.gaussian import (
-    FusedOp,
     GaussianPullbackOp,
+    KernelOp,
     PullbackOp,
     QuadLogdetOp,
     fold_lower,
 )
 from pytensor_mvn_rewrites.ops.quadlogdet import inv_quad_logdet
+
+
+def square(n_factors: int) -> str:
+    """The part ``(n1,n1),...,(nm,nm)`` of a signature."""
+    return ",".join(f"(n{k},n{k})" for k in range(1, n_factors + 1))
+
+
+def diagonals(n_factors: int) -> str:
+    """The part ``(n1),...,(nm)`` of a signature."""
+    return ",".join(f"(n{k})" for k in range(1, n_factors + 1))
 
 
 class NoisyKroneckerQuadLogdet(QuadLogdetOp):
@@ -60,9 +70,9 @@ class NoisyKroneckerQuadLogdet(QuadLogdetOp):
         return f"{type(self).__name__}{{{self.n_factors}}}"
 
     @property
-    def core_ndims(self) -> tuple[int, ...]:  # type: ignore[override]
+    def signature(self) -> str:  # type: ignore[override]
         """A vector, a scalar, and the matrices."""
-        return (1, 0, *(2,) * self.n_factors)
+        return f"(n),(),{square(self.n_factors)}->(),(),()"
 
     def build_inner_graph(self, delta, noise, *factors):
         """The formula, in plain PyTensor."""
@@ -105,14 +115,10 @@ class NoisyKroneckerQuadLogdetPullback(GaussianPullbackOp):
     __str__ = NoisyKroneckerQuadLogdet.__str__
 
     @property
-    def forward_core_ndims(self) -> tuple[int, ...]:  # type: ignore[override]
-        """Those of the forward op."""
-        return (1, 0, *(2,) * self.n_factors)
-
-    @property
-    def core_ndims(self) -> tuple[int, ...]:  # type: ignore[override]
-        """Those of the forward op, and two cotangents."""
-        return (*self.forward_core_ndims, 0, 0)
+    def signature(self) -> str:  # type: ignore[override]
+        """The inputs of the forward op, and two cotangents."""
+        forward = f"(n),(),{square(self.n_factors)}"
+        return f"{forward},(),()->{forward}"
 
     def build_inner_graph(self, delta, noise, *inputs):
         """The formulas, in plain PyTensor."""
@@ -127,7 +133,7 @@ class NoisyKroneckerQuadLogdetPullback(GaussianPullbackOp):
         return pullback_of_pullback(dense_quad_logdet, inputs, output_grads)
 
 
-class DecomposedKroneckerQuadLogdet(FusedOp):
+class DecomposedKroneckerQuadLogdet(KernelOp):
     """:class:`NoisyKroneckerQuadLogdet` of Kronecker factors that are decomposed.
 
     Signature ``(n),(),(n1,n1),...,(nm,nm),(n1),...,(nm)->(),(),()``: the eigenvectors of all
@@ -137,24 +143,19 @@ class DecomposedKroneckerQuadLogdet(FusedOp):
 
     __props__ = ("n_factors",)
     n_factors: int
-    out_core_ndims = (0, 0, 0)
 
     @property
-    def core_ndims(self) -> tuple[int, ...]:  # type: ignore[override]
+    def signature(self) -> str:  # type: ignore[override]
         """A vector, a scalar, the eigenvectors and the eigenvalues."""
-        return (1, 0, *(2,) * self.n_factors, *(1,) * self.n_factors)
+        return f"(n),(),{square(self.n_factors)},{diagonals(self.n_factors)}->(),(),()"
 
     def build_inner_graph(self, delta, noise, *eigen):
         """The formula, in plain PyTensor."""
         eigenvectors, eigenvalues = eigen[: self.n_factors], eigen[self.n_factors :]
         return quad_logdet_of_eigendecompositions(delta, noise, eigenvalues, eigenvectors)
 
-    def infer_shape(self, node, shapes):
-        """The joint batch shape."""
-        return [tuple(self.batch_shape(node, shapes))] * 3
 
-
-class DecomposedKroneckerQuadLogdetPullback(PullbackOp):
+class DecomposedKroneckerQuadLogdetPullback(KernelOp, PullbackOp):
     """:class:`NoisyKroneckerQuadLogdetPullback` of Kronecker factors that are decomposed.
 
     Signature ``(n),(),(n1,n1),...,(nm,nm),(n1),...,(nm),(),()->(n),(),(n1,n1),...,(nm,nm)``: the
@@ -165,16 +166,10 @@ class DecomposedKroneckerQuadLogdetPullback(PullbackOp):
     n_factors: int
 
     @property
-    def forward_core_ndims(self) -> tuple[int, ...]:  # type: ignore[override]
-        """A vector, a scalar, and the Kronecker factors, which have the shapes of eigenvectors."""
-        return (1, 0, *(2,) * self.n_factors)
-
-    out_core_ndims = forward_core_ndims
-
-    @property
-    def core_ndims(self) -> tuple[int, ...]:  # type: ignore[override]
-        """Those of the forward op, and two cotangents."""
-        return (*self.forward_core_ndims, *(1,) * self.n_factors, 0, 0)
+    def signature(self) -> str:  # type: ignore[override]
+        """The inputs of the forward op, and two cotangents; factors are like eigenvectors."""
+        forward = f"(n),(),{square(self.n_factors)}"
+        return f"{forward},{diagonals(self.n_factors)},(),()->{forward}"
 
     def build_inner_graph(self, *inputs):
         """The formulas, in plain PyTensor."""

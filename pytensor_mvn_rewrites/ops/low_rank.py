@@ -4,10 +4,15 @@ import numpy as np
 import pytensor.tensor as pt
 
 from pytensor_mvn_rewrites.ops.eigen import length
-from pytensor_mvn_rewrites.ops.gaussian import FusedOp, GaussianPullbackOp, PullbackOp, QuadLogdetOp
+from pytensor_mvn_rewrites.ops.gaussian import (
+    GaussianPullbackOp,
+    KernelOp,
+    PullbackOp,
+    QuadLogdetOp,
+)
 
 
-class LowRankFactorization(FusedOp):
+class LowRankFactorization(KernelOp):
     r"""The QR factorization of :math:`[D^{-1/2} W; I_k]`, and the root of the diagonal.
 
     Signature ``(n,k),(n)->(n),(n,k),(k,k),(k)``. It is the Cholesky factorization :math:`R^\top R`
@@ -25,8 +30,7 @@ class LowRankFactorization(FusedOp):
     """
 
     __props__ = ()
-    core_ndims = (2, 1)
-    out_core_ndims = (1, 2, 2, 1)
+    signature = "(n,k),(n)->(n),(n,k),(k,k),(k)"
 
     def build_inner_graph(self, factor, diag):
         """The factorization, in plain PyTensor."""
@@ -76,7 +80,7 @@ class LowRankQuadLogdet(QuadLogdetOp):
         posdef : bool, shape (...).
     """
 
-    core_ndims = (1, 2, 1)
+    signature = "(n),(n,k),(n)->(),(),()"
 
     def build_inner_graph(self, delta, factor, diag):
         """The formula, in plain PyTensor."""
@@ -103,9 +107,7 @@ class LowRankQuadLogdetPullback(GaussianPullbackOp):
                     (\Sigma^{-1})_{ii} = (1 - \textstyle\sum_j Q_{ij}^2) / d_i
     """
 
-    core_ndims = (1, 2, 1, 0, 0)
-    forward_core_ndims = (1, 2, 1)
-    out_core_ndims = (1, 2, 1)
+    signature = "(n),(n,k),(n),(),()->(n),(n,k),(n)"
 
     def build_inner_graph(self, delta, factor, diag, g_quad, g_half_logdet):
         """The formulas, in plain PyTensor."""
@@ -114,7 +116,7 @@ class LowRankQuadLogdetPullback(GaussianPullbackOp):
         return DecomposedLowRankQuadLogdetPullback()(*inputs, return_list=True)
 
 
-class DecomposedLowRankQuadLogdet(FusedOp):
+class DecomposedLowRankQuadLogdet(KernelOp):
     """:class:`LowRankQuadLogdet` after its factorization.
 
     Signature ``(n),(n),(n,k),(k,k),(k)->(),(),()``: delta, then the outputs of
@@ -123,8 +125,7 @@ class DecomposedLowRankQuadLogdet(FusedOp):
     """
 
     __props__ = ()
-    core_ndims = (1, 1, 2, 2, 1)
-    out_core_ndims = (0, 0, 0)
+    signature = "(n),(n),(n,k),(k,k),(k)->(),(),()"
 
     def build_inner_graph(self, delta, root, Q, inv_R, diag_R):
         """The formula, in plain PyTensor."""
@@ -139,21 +140,15 @@ class DecomposedLowRankQuadLogdet(FusedOp):
             pt.broadcast_to(posdef, quaddist.shape),
         ]
 
-    def infer_shape(self, node, shapes):
-        """The joint batch shape."""
-        return [tuple(self.batch_shape(node, shapes))] * 3
 
-
-class DecomposedLowRankQuadLogdetPullback(PullbackOp):
+class DecomposedLowRankQuadLogdetPullback(KernelOp, PullbackOp):
     """:class:`LowRankQuadLogdetPullback` after the factorization.
 
     Signature ``(n),(n,k),(n),(n),(n,k),(k,k),(),()->(n),(n,k),(n)``.
     """
 
     __props__ = ()
-    core_ndims = (1, 2, 1, 1, 2, 2, 0, 0)
-    forward_core_ndims = (1, 2, 1)
-    out_core_ndims = (1, 2, 1)
+    signature = "(n),(n,k),(n),(n),(n,k),(k,k),(),()->(n),(n,k),(n)"
 
     def build_inner_graph(self, delta, factor, diag, root, Q, inv_R, g_quad, g_half_logdet):
         """The formulas, in plain PyTensor."""

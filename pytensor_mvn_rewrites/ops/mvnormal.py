@@ -32,8 +32,7 @@ class MvNormalLogp(GaussianOp):
     Source of the formula: PyMC's ``MvNormal.logp``.
     """
 
-    core_ndims = (1, 1, 2)
-    out_core_ndims = (0, 0)
+    signature = "(n),(n),(n,n)->(),()"
 
     def build_inner_graph(self, value, mu, matrix):
         """The formula, in plain PyTensor."""
@@ -70,9 +69,7 @@ class MvNormalLogpPullback(GaussianPullbackOp):
     which an input was broadcast.
     """
 
-    core_ndims = (1, 1, 2, 0)
-    forward_core_ndims = (1, 1, 2)
-    out_core_ndims = (1, 1, 2)
+    signature = "(n),(n),(n,n),()->(n),(n),(n,n)"
 
     def build_inner_graph(self, value, mu, matrix, g_logp):
         """The formulas, in plain PyTensor."""

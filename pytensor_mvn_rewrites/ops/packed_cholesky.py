@@ -4,7 +4,7 @@ import numpy as np
 import pytensor.tensor as pt
 from pytensor.gradient import disconnected_type
 
-from pytensor_mvn_rewrites.ops.gaussian import FusedOp, PullbackOp, connected_cotangents
+from pytensor_mvn_rewrites.ops.gaussian import KernelOp, PullbackOp, connected_cotangents
 
 
 def diagonal_positions(n: int) -> np.ndarray:
@@ -12,7 +12,7 @@ def diagonal_positions(n: int) -> np.ndarray:
     return np.arange(1, n + 1).cumsum() - 1
 
 
-class PackedCholesky(FusedOp):
+class PackedCholesky(KernelOp):
     r"""Unpack a lower triangle, signature ``(p)->(n,n),(n),(n),(n)`` with p = n (n + 1) / 2.
 
     .. math:: s_i = \sqrt{\textstyle\sum_{j \le i} L_{ij}^2}, \qquad r_i = L_{ii} / s_i
@@ -43,8 +43,7 @@ class PackedCholesky(FusedOp):
     __props__ = ("n", "log_diagonal")
     n: int
     log_diagonal: bool
-    core_ndims = (1,)
-    out_core_ndims = (2, 1, 1, 1)
+    signature = "(p)->(n,n),(n),(n),(n)"
 
     def __str__(self):
         return f"{type(self).__name__}{{n={self.n}{', log_diagonal' * self.log_diagonal}}}"
@@ -77,7 +76,7 @@ class PackedCholesky(FusedOp):
         return [pullback(*outputs[:3], *cotangents)]
 
 
-class PackedCholeskyPullback(PullbackOp):
+class PackedCholeskyPullback(KernelOp, PullbackOp):
     r"""Gradient of :class:`PackedCholesky` from its outputs and their cotangents.
 
     Signature ``(n,n),(n),(n),(n,n),(n),(n),(n)->(p)``. For the entries of L, i >= j,
@@ -92,9 +91,7 @@ class PackedCholeskyPullback(PullbackOp):
     __props__ = ("n", "log_diagonal")
     n: int
     log_diagonal: bool
-    core_ndims = (2, 1, 1, 2, 1, 1, 1)
-    forward_core_ndims = (1,)
-    out_core_ndims = (1,)
+    signature = "(n,n),(n),(n),(n,n),(n),(n),(n)->(p)"
 
     __str__ = PackedCholesky.__str__
 

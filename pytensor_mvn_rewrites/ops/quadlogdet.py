@@ -26,7 +26,7 @@ class InvQuadLogdet(QuadLogdetOp):
         posdef : bool, shape (...).
     """
 
-    core_ndims = (1, 2)
+    signature = "(n),(n,n)->(),(),()"
 
     def build_inner_graph(self, delta, matrix):
         """The formula, in plain PyTensor."""
@@ -49,9 +49,7 @@ class InvQuadLogdetPullback(GaussianPullbackOp):
     The formulas are those of :func:`~pytensor_mvn_rewrites.ops.gaussian.whitened_pullback`.
     """
 
-    core_ndims = (1, 2, 0, 0)
-    forward_core_ndims = (1, 2)
-    out_core_ndims = (1, 2)
+    signature = "(n),(n,n),(),()->(n),(n,n)"
 
     def build_inner_graph(self, delta, matrix, g_quad, g_half_logdet):
         """The formulas, in plain PyTensor."""

@@ -5,14 +5,14 @@ from pytensor.gradient import DisconnectedType, pullback
 
 from pytensor_mvn_rewrites.ops.eigen import length
 from pytensor_mvn_rewrites.ops.gaussian import (
-    FusedOp,
+    KernelOp,
     PullbackOp,
     connected_cotangents,
     fold_lower,
 )
 
 
-class Whiten(FusedOp):
+class Whiten(KernelOp):
     r"""Whiten columns by a covariance, signature ``(n,n),(n,c)->(n,c),(),(),(n,n)``.
 
     .. math:: X = L^{-1} C, \qquad h = \tfrac12 \log|A|, \qquad A = L L^\top
@@ -28,8 +28,7 @@ class Whiten(FusedOp):
     """
 
     __props__ = ()
-    core_ndims = (2, 2)
-    out_core_ndims = (2, 0, 0, 2)
+    signature = "(n,n),(n,c)->(n,c),(),(),(n,n)"
 
     def build_inner_graph(self, matrix, columns):
         """The formulas, in plain PyTensor."""
@@ -71,7 +70,7 @@ class Whiten(FusedOp):
         return [[True, True, False, True], [True, False, False, False]]
 
 
-class WhitenPullback(PullbackOp):
+class WhitenPullback(KernelOp, PullbackOp):
     r"""Gradient of :class:`Whiten`, signature ``(n,n),(n,c),(n,c),()->(n,n),(n,c)``.
 
     From its outputs :math:`L^{-1}` and X and their cotangents, with :math:`\Phi` the lower triangle
@@ -85,9 +84,7 @@ class WhitenPullback(PullbackOp):
     """
 
     __props__ = ()
-    core_ndims = (2, 2, 2, 0)
-    forward_core_ndims = (2, 2)
-    out_core_ndims = (2, 2)
+    signature = "(n,n),(n,c),(n,c),()->(n,n),(n,c)"
 
     def build_inner_graph(self, inv_chol, whitened, g_whitened, g_half_logdet):
         """The formulas, in plain PyTensor."""

@@ -18,8 +18,9 @@ from pytensor.tensor.elemwise import CAReduce, DimShuffle, Elemwise
 from pytensor.tensor.shape import SpecifyShape
 from pytensor.tensor.subtensor import Subtensor
 
+from pytensor_mvn_rewrites.matching import reduced_axes
 from pytensor_mvn_rewrites.ops import PackedCholesky
-from pytensor_mvn_rewrites.ops.gaussian import FusedOp, GaussianOp, GaussianPullbackOp
+from pytensor_mvn_rewrites.ops.gaussian import FusedOp, parse_signature
 
 Dim = tuple[Variable, int]
 
@@ -82,9 +83,10 @@ def _equate_node(dims: DimEquations, node) -> None:
             for axis, source in enumerate(node.op.new_order):
                 if source != "x":
                     dims.equate((node.inputs[0], source), (node.outputs[0], axis))
-        case CAReduce(axis=reduced):
+        case CAReduce():
             ndim = node.inputs[0].type.ndim
-            kept = [] if reduced is None else [a for a in range(ndim) if a not in reduced]
+            reduced = {axis % ndim for axis in reduced_axes(node)}
+            kept = [axis for axis in range(ndim) if axis not in reduced]
             for axis, source in enumerate(kept):
                 dims.equate((node.inputs[0], source), (node.outputs[0], axis))
         case Join(axis=axis):
@@ -97,28 +99,14 @@ def _equate_node(dims: DimEquations, node) -> None:
             _equate_aligned(dims, [value, node.outputs[0]])
         case Subtensor(idx_list=idx_list):
             _equate_subtensor(dims, node, idx_list)
-        case GaussianPullbackOp():
-            core_ndims = node.op.core_ndims
-            _equate_gaussian(dims, node.inputs, core_ndims)
-            for var, grad in zip(node.inputs, node.outputs, strict=False):
-                _equate_aligned(dims, [var, grad])
-        case GaussianOp():
-            pairs = zip(
-                [*node.inputs, *node.outputs],
-                [*node.op.core_ndims, *node.op.out_core_ndims],
-                strict=True,
-            )
-            variables, core_ndims = zip(*pairs, strict=True)
-            _equate_gaussian(dims, variables, core_ndims)
         case PackedCholesky(n=n):
             [packed] = node.inputs
             dims.set_length((packed, packed.type.ndim - 1), n * (n + 1) // 2)
-            _equate_aligned(dims, [packed, *node.outputs], [1, *node.op.out_core_ndims])
+            _equate_gufunc(dims, node, *parse_signature(node.op.signature))
         case FusedOp():
-            both = [*node.op.core_ndims, *node.op.out_core_ndims]
-            _equate_aligned(dims, [*node.inputs, *node.outputs], both)
-        case Blockwise(signature=_):
-            _equate_blockwise(dims, node)
+            _equate_gufunc(dims, node, *parse_signature(node.op.signature))
+        case Blockwise():
+            _equate_gufunc(dims, node, node.op.inputs_sig, node.op.outputs_sig)
 
 
 def _equate_aligned(
@@ -138,16 +126,6 @@ def _equate_aligned(
             dims.equate(*aligned)
 
 
-def _equate_gaussian(dims: DimEquations, variables, core_ndims) -> None:
-    cores = [
-        (var, var.type.ndim - 1 - i)
-        for var, core in zip(variables, core_ndims, strict=True)
-        for i in range(core)
-    ]
-    dims.equate(*cores)
-    _equate_aligned(dims, variables, core_ndims)
-
-
 def _equate_subtensor(dims: DimEquations, node, idx_list) -> None:
     source, [out] = node.inputs[0], node.outputs
     out_axis = 0
@@ -160,13 +138,19 @@ def _equate_subtensor(dims: DimEquations, node, idx_list) -> None:
         out_axis += 1
 
 
-def _equate_blockwise(dims: DimEquations, node) -> None:
+def _equate_gufunc(dims: DimEquations, node, inputs_sig, outputs_sig) -> None:
+    """Core dimensions with one label have one length, and the batch dimensions are aligned.
+
+    Ops are written in terms of others, which may stretch what is statically of length 1.
+    """
     by_label: dict[str, list[Dim]] = {}
     variables = [*node.inputs, *node.outputs]
-    signatures = [*node.op.inputs_sig, *node.op.outputs_sig]
+    signatures = [*inputs_sig, *outputs_sig]
     for var, labels in zip(variables, signatures, strict=True):
         for i, label in enumerate(labels):
-            by_label.setdefault(label, []).append((var, var.type.ndim - len(labels) + i))
+            axis = var.type.ndim - len(labels) + i
+            if isinstance(node.op, Blockwise) or var.type.shape[axis] != 1:
+                by_label.setdefault(label, []).append((var, axis))
     for same in by_label.values():
         dims.equate(*same)
     _equate_aligned(dims, variables, [len(labels) for labels in signatures])

@@ -49,15 +49,21 @@ def _batch_of_split(pack, node) -> Variable | None:
     first, last = node.outputs.index(pack[0]), node.outputs.index(pack[-1])
     if list(pack) != node.outputs[first : last + 1]:
         return None
-    lengths = [out.type.shape[axis] for out in node.outputs[: last + 1]]
+    lengths = [out.type.shape[axis] for out in node.outputs]
     if isinstance(node.inputs[1], Constant):
-        lengths = [int(length) for length in node.inputs[1].data[: last + 1]]
-    if None in lengths or len(set(lengths[first:])) != 1:
+        lengths = [int(length) for length in node.inputs[1].data]
+    if None in lengths or len(set(lengths[first : last + 1])) != 1:
         return None
-    count, length = len(pack), lengths[-1]
+    whole, total = node.inputs[0], sum(lengths)
+    if whole.type.shape[axis] is None:
+        # a Split raises if it does not split everything, which a slice would not notice
+        whole = _specify_length(whole, total, axis)
+    if whole.type.shape[axis] != total:
+        return None
+    count, length = len(pack), lengths[first]
     start = sum(lengths[:first])
     part = slice(start, start + count * length)
-    return _split_axis(_slice_axis(node.inputs[0], axis, part), axis, count, length)
+    return _split_axis(_slice_axis(whole, axis, part), axis, count, length)
 
 
 def _slice_axis(x, axis: int, part: slice) -> TensorVariable:
@@ -179,11 +185,11 @@ def _index_first(source, indices, int_axes: Sequence[int]) -> TensorVariable:
     return pt.moveaxis(batch, int_axes[0], 0) if adjacent and int_axes[0] else batch
 
 
-def _specify_length(batch, count: int) -> TensorVariable:
+def _specify_length(x, length: int, axis: int = 0) -> TensorVariable:
     # not None where a length is unknown: PyTensor's local_subtensor_SpecifyShape_lift fails on it
-    static, symbolic = batch.type.shape, batch.shape
-    rest = [symbolic[i] if static[i] is None else static[i] for i in range(1, batch.type.ndim)]
-    return pt.specify_shape(batch, (count, *rest))
+    shape = [x.shape[i] if known is None else known for i, known in enumerate(x.type.shape)]
+    shape[axis] = length
+    return pt.specify_shape(x, shape)
 
 
 def _slice_parts(entry: slice):

@@ -12,37 +12,28 @@ All terms of a pack are walked together. At each position, the N variables found
 The batch dimension always comes first.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import pytensor.tensor as pt
 from pytensor.graph.basic import Apply, Constant, Variable
 from pytensor.scalar.basic import ScalarType
-from pytensor.tensor.basic import Join, MakeVector, ScalarFromTensor, TensorFromScalar
-from pytensor.tensor.elemwise import CAReduce, DimShuffle, Elemwise
-from pytensor.tensor.shape import Reshape
 from pytensor.tensor.subtensor import AdvancedSubtensor, Subtensor
 from pytensor.tensor.type import DenseTensorType
 
+from pytensor_mvn_rewrites.reroll._cost import (
+    ARRANGING_OPS,
+    Cost,
+    factorizes,
+    have_same_op,
+    input_packs,
+    weight,
+)
 from pytensor_mvn_rewrites.reroll._dims import DimEquations
 from pytensor_mvn_rewrites.reroll._indexing import batch_of_indices, batch_of_slices
 from pytensor_mvn_rewrites.reroll._signature import Signatures, is_anchor, is_commutative
 from pytensor_mvn_rewrites.reroll._vectorize import CannotBatch, vectorize
-
-#: Ops that disappear when they are batched.
-FREE_OPS = (ScalarFromTensor, TensorFromScalar)
-
-#: Compiling a node of these ops costs little; any other op counts as `HEAVY` nodes.
-LIGHT_OPS = (Elemwise, DimShuffle, CAReduce, Subtensor, MakeVector)
-HEAVY = 20
-
-#: Ops that compute nothing. A stack of stacks is not re-rolled for their sake: it would become
-#: another stack of stacks, and so on for ever.
-ARRANGING_OPS = (*FREE_OPS, DimShuffle, Join, MakeVector, Reshape)
-
-#: A pack is re-rolled if that saves at least this many (light) nodes.
-WORTHWHILE = 24
 
 
 class CannotReroll(Exception):
@@ -65,29 +56,16 @@ class Batch:
     ----------
     variable : Variable or None
         Batched over the first dimension; None if all terms of the pack are one.
-    nodes : int
-        Weight of the nodes of one term that were batched; 0 if they only arrange.
-    stacks : frozenset of tuple of int
-        The stacks that it uses.
-    stacked : int
-        Number of stacks that had to be built.
-    count : int
-        Number of terms.
-    is_view : bool
-        Whether nothing was computed and nothing stacked: the terms are slices of one variable.
+    cost : Cost
     """
 
     variable: Variable | None
-    nodes: int
-    stacks: frozenset[tuple[int, ...]]
-    stacked: int
-    count: int
-    is_view: bool
+    cost: Cost
 
     @property
-    def saved(self) -> int:
-        """Weight of the nodes that the graph loses."""
-        return (self.count - 1) * self.nodes - self.count * self.stacked
+    def is_view(self) -> bool:
+        """Whether nothing is computed and nothing stacked: the terms are slices of one variable."""
+        return self.variable is not None and self.cost.may_be_view
 
 
 @dataclass
@@ -101,6 +79,8 @@ class LockStep:
     signatures : Signatures
     stacks : dict
         Stacks already built in this pass, shared between packs.
+    used : collection of tuple of int
+        Those of them that other packs use: they are for free.
     strict : Signatures, optional
         Given when `signatures` are anchored: an input of an anchor whose strict signatures differ
         is stacked as it is.
@@ -109,18 +89,17 @@ class LockStep:
     terms: Sequence[Variable]
     signatures: Signatures
     stacks: dict[tuple[int, ...], Variable]
+    used: Collection[tuple[int, ...]] = ()
     strict: Signatures | None = None
     nodes: int = 0
     computes: bool = False
+    factorizes: bool = False
     _variables: dict[tuple[int, ...], Variable | None] = field(default_factory=dict)
     _outputs: dict[tuple[int, ...], list[Variable] | None] = field(default_factory=dict)
     _unbatchable: dict[tuple[int, ...], Variable | None] = field(default_factory=dict)
     _unstackable: dict[tuple[int, ...], str] = field(default_factory=dict)
     _used_stacks: set[tuple[int, ...]] = field(default_factory=set)
     _dims: DimEquations | None = None
-
-    def __post_init__(self):
-        self._built_before = set(self.stacks)
 
     def batch(self) -> Batch:
         """Re-roll the pack.
@@ -132,7 +111,7 @@ class LockStep:
         """
         while True:
             # what was batched below an op that turned out to have no batched form does not count
-            self.nodes, self.computes = 0, False
+            self.nodes, self.computes, self.factorizes = 0, False, False
             self._used_stacks.clear()
             self._variables, self._outputs = dict(self._unbatchable), {}
             try:
@@ -168,11 +147,10 @@ class LockStep:
                 continue
             self._variables[key] = self._batch_node(pack, inputs)
             pending.pop()
-        variable = self._variables[_key(top)]
         nodes = self.nodes if self.computes else 0
-        is_view = variable is not None and nodes == 0 and not self._used_stacks
-        stacked = len(self._used_stacks - self._built_before)
-        return Batch(variable, nodes, frozenset(self._used_stacks), stacked, len(top), is_view)
+        stacks = frozenset(self._used_stacks)
+        cost = Cost(len(top), nodes, stacks, len(stacks.difference(self.used)), self.factorizes)
+        return Batch(self._variables[_key(top)], cost)
 
     def _resolve_without_inputs(self, pack, key) -> bool:
         """Resolve packs that are shared, constant, slices of one variable, or not isomorphic."""
@@ -183,30 +161,26 @@ class LockStep:
             self._variables[key] = _stack_constants(pack)
         elif (slices := batch_of_slices(pack)) is not None:
             self._variables[key] = slices
-        elif not _same_op(pack):
+        elif not have_same_op(pack):
             self._variables[key] = self._stack(pack)
         else:
             return False
         return True
 
     def _input_packs(self, pack) -> list[tuple[Variable, ...]]:
-        rows = [var.owner.inputs for var in pack]
-        op = pack[0].owner.op
-        if is_commutative(op):
-            rows = [self.signatures.in_canonical_order(row) for row in rows]
-        packs = list(zip(*rows, strict=True))
-        if self.strict is not None and is_anchor(op):
+        packs = input_packs(pack, self.signatures)
+        if self.strict is not None and is_anchor(pack[0].owner.op):
             for inputs in packs:
                 if len({self.strict(var) for var in inputs}) > 1:
                     self._variables[_key(inputs)] = self._stack(inputs)
         return packs
 
     def _batch_node(self, pack, inputs) -> Variable | None:
-        node, index = pack[0].owner, pack[0].owner.outputs.index(pack[0])
+        index = pack[0].owner.outputs.index(pack[0])
         key = tuple(id(var.owner) for var in pack)
         if key not in self._outputs:
             try:
-                self._outputs[key] = self._vectorize(node, inputs)
+                self._outputs[key] = self._vectorize([var.owner for var in pack], inputs)
             except CannotBatch as reason:
                 raise _NoBatchedForm(str(reason), pack) from reason
         outputs = self._outputs[key]
@@ -215,7 +189,8 @@ class LockStep:
         batched = outputs[index]
         return None if batched is pack[0] else batched
 
-    def _vectorize(self, node: Apply, inputs) -> list[Variable] | None:
+    def _vectorize(self, nodes: Sequence[Apply], inputs) -> list[Variable] | None:
+        node = nodes[0]
         batched = [self._variables[_key(pack)] for pack in inputs]
         if all(new is None for new in batched):
             return None
@@ -229,10 +204,11 @@ class LockStep:
             # the inputs were walked in canonical order: rebuild the node in that order
             walked = node.op.make_node(*[pack[0] for pack in inputs])
         outputs = vectorize(walked, batched, len(self.terms))
-        self.nodes += _weight(node.op)
+        self.nodes += weight(node.op)
         self.computes |= not isinstance(node.op, ARRANGING_OPS)
-        for own, new in zip(node.outputs, outputs, strict=True):
-            _copy_facts(own, new)
+        self.factorizes |= factorizes(node.op)
+        for index, new in enumerate(outputs):
+            _keep_common_facts([node.outputs[index] for node in nodes], new)
         return outputs
 
     def _stack(self, pack) -> Variable:
@@ -260,12 +236,6 @@ class LockStep:
         if self._dims is None:
             self._dims = DimEquations(self.terms)
         return self._dims
-
-
-def _weight(op) -> int:
-    if isinstance(op, FREE_OPS):
-        return 0
-    return 1 if isinstance(op, LIGHT_OPS) else HEAVY
 
 
 def _require_dense(pack) -> None:
@@ -298,7 +268,7 @@ def _is_repeated(pack) -> bool:
     first = pack[0].owner
     if first is None or not isinstance(first.op, Subtensor):
         return False
-    return _same_op(pack) and all(
+    return have_same_op(pack) and all(
         _is_same(own, other)
         for var in pack
         for own, other in zip(first.inputs, var.owner.inputs, strict=True)
@@ -309,25 +279,14 @@ def _is_same(a: Variable, b: Variable) -> bool:
     return a is b or (isinstance(a, Constant) and isinstance(b, Constant) and a.equals(b))
 
 
-def _same_op(pack) -> bool:
-    first = pack[0].owner
-    if first is None:
-        return False
-    index = first.outputs.index(pack[0])
-    return all(
-        var.owner is not None
-        and var.owner.op == first.op
-        and len(var.owner.inputs) == len(first.inputs)
-        and var.owner.outputs.index(var) == index
-        for var in pack
-    )
+def _keep_common_facts(members: Sequence[Variable], batch: Variable) -> None:
+    """Keep the tags from which PyTensor's linear algebra rewrites know about triangularity.
 
-
-def _copy_facts(own: Variable, new: Variable) -> None:
-    """Keep the tags from which PyTensor's linear algebra rewrites know about triangularity."""
+    What a tag says of the batch it says of every member; signatures do not look at tags.
+    """
     for fact in ("lower_triangular", "upper_triangular"):
-        if getattr(own.tag, fact, False):
-            setattr(new.tag, fact, True)
+        if all(getattr(member.tag, fact, False) for member in members):
+            setattr(batch.tag, fact, True)
 
 
 def _key(pack) -> tuple[int, ...]:

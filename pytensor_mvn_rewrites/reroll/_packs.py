@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 from pymc.logprob.abstract import MeasurableOp
 from pytensor.graph.basic import Variable
@@ -9,8 +10,10 @@ from pytensor.graph.fg import FunctionGraph
 from pytensor.tensor.random.op import RandomVariable
 
 from pytensor_mvn_rewrites.pipeline import Declined, Fired, record
-from pytensor_mvn_rewrites.reroll._lockstep import WORTHWHILE, CannotReroll, LockStep
+from pytensor_mvn_rewrites.reroll._cost import WORTHWHILE, Cost, expected
+from pytensor_mvn_rewrites.reroll._lockstep import Batch, CannotReroll, LockStep
 from pytensor_mvn_rewrites.reroll._signature import (
+    Identities,
     Signatures,
     group_by,
     group_by_surface,
@@ -30,6 +33,21 @@ class Pack:
     anchored: bool
 
 
+class Memory:
+    """What was rejected in earlier rounds of the rewriting of one graph.
+
+    A question holds the identities of the terms: what they are computed from, and how. It is
+    asked again when any of that has changed.
+    """
+
+    def __init__(self):
+        self.identities = Identities()
+        self.rejected: set[tuple] = set()
+
+
+_memories: WeakKeyDictionary[FunctionGraph, Memory] = WeakKeyDictionary()
+
+
 class Rerolling:
     """One pass over a graph: signatures and stacks are shared by all its roots.
 
@@ -46,6 +64,8 @@ class Rerolling:
         self.has_anchors = any(is_anchor(node.op) for node in fgraph.apply_nodes)
         self.signatures = Signatures()
         self.anchored = Signatures(anchored=True)
+        self.memory = _memories.setdefault(fgraph, Memory())
+        self.memory.identities.forget_variables()
         self.stacks: dict[tuple[int, ...], Variable] = {}
         #: The stacks that the packs use which are re-rolled
         self.used: set[tuple[int, ...]] = set()
@@ -85,22 +105,34 @@ class Rerolling:
         self, terms, positions, minimum, *, anchored: bool = False, shares: bool = False
     ) -> Pack | None:
         members = [terms[position] for position in positions]
+        question = (self.rule, minimum, anchored, tuple(map(self.memory.identities, members)))
+        if question in self.memory.rejected and not shares:
+            return None
+        batch = self._batch(members, minimum, anchored=anchored, shares=shares)
+        if batch is None or batch.variable is None:
+            self.memory.rejected.add(question)
+            return None
+        self.used |= batch.cost.stacks
+        record(Fired("reroll", self.rule, _describe(members)))
+        return Pack(positions, batch.variable, anchored)
+
+    def _batch(self, members, minimum: int, *, anchored: bool, shares: bool) -> Batch | None:
+        """The batch of the members if it pays; what is sure not to is not built."""
+        signatures = self.anchored if anchored else self.signatures
+        strict = self.signatures if anchored else None
+
+        def pays(cost: Cost) -> bool:
+            return cost.saved >= 1 if shares and cost.stacks <= self.used else cost.pays(minimum)
+
+        guess = expected(members, signatures, self.used, strict)
+        if not (pays(guess) or guess.may_be_view):
+            return None
         try:
-            if anchored:
-                walk = LockStep(members, self.anchored, self.stacks, strict=self.signatures)
-            else:
-                walk = LockStep(members, self.signatures, self.stacks)
-            batch = walk.batch()
+            batch = LockStep(members, signatures, self.stacks, self.used, strict).batch()
         except CannotReroll as reason:
             record(Declined("reroll", self.rule, f"{_describe(members)}: {reason}"))
             return None
-        if shares and batch.stacks <= self.used:
-            minimum = 1
-        if batch.variable is None or not (batch.is_view or batch.saved >= minimum):
-            return None
-        self.used |= batch.stacks
-        record(Fired("reroll", self.rule, _describe(members)))
-        return Pack(positions, batch.variable, anchored)
+        return batch if batch.is_view or pays(batch.cost) else None
 
 
 def _describe(members: Sequence[Variable]) -> str:

@@ -45,7 +45,7 @@ class Signatures:
                 stack.pop()
                 continue
             if var.owner is None:
-                known[var] = self._intern(_leaf_key(var))
+                known[var] = self._intern(self._leaf_key(var))
                 stack.pop()
                 continue
             if self.anchored and is_anchor(var.owner.op):
@@ -64,6 +64,13 @@ class Signatures:
     def in_canonical_order(self, inputs: Sequence[Variable]) -> list[Variable]:
         """The inputs of a commutative node in an order that isomorphic nodes share."""
         return sorted(inputs, key=self)
+
+    def _leaf_key(self, var: Variable) -> tuple:
+        if isinstance(var, Constant) and not isinstance(var.type, TensorType):
+            # slices, None and index scalars: an index may differ from term to term, a None may not
+            data = None if hasattr(var.type, "dtype") else var.signature()
+            return ("constant", var.type, data)
+        return ("constant" if isinstance(var, Constant) else "leaf", var.type)
 
     def _node_key(self, var: Variable) -> tuple:
         node = var.owner
@@ -84,12 +91,22 @@ class Signatures:
         return self._interned.setdefault(key, len(self._interned))
 
 
-def _leaf_key(var: Variable) -> tuple:
-    if isinstance(var, Constant) and not isinstance(var.type, TensorType):
-        # slices, None and index scalars: an index may differ from term to term, a None may not
-        data = None if hasattr(var.type, "dtype") else var.signature()
-        return ("constant", var.type, data)
-    return ("constant" if isinstance(var, Constant) else "leaf", var.type)
+class Identities(Signatures):
+    """Equal integers mean the same ops on the same leaves: whatever follows from them is the same.
+
+    The integers stay valid while a graph is rewritten in place; see :meth:`forget_variables`.
+    """
+
+    def forget_variables(self) -> None:
+        """Look again at how each variable is computed."""
+        self._of.clear()
+
+    def _leaf_key(self, var: Variable) -> tuple:
+        return ("leaf", var)
+
+    def _node_key(self, var: Variable) -> tuple:
+        node = var.owner
+        return (node.op, node.outputs.index(var), tuple(self._of[inp] for inp in node.inputs))
 
 
 def _makes_a_shape(op) -> bool:

@@ -1,10 +1,66 @@
-"""The terms of the sums of a graph."""
+"""The sums of a graph, their terms, and what they are made for."""
 
+from pytensor.assumptions import SpecifyAssumptions
 from pytensor.graph.basic import Apply, Variable
+from pytensor.raise_op import CheckAndRaise
 from pytensor.scalar.basic import Add
-from pytensor.tensor.elemwise import Elemwise
+from pytensor.tensor.basic import Join
+from pytensor.tensor.blockwise import Blockwise
+from pytensor.tensor.elemwise import DimShuffle, Elemwise
+from pytensor.tensor.linalg.constructors import BlockDiagonal
+from pytensor.tensor.linalg.products import KroneckerProduct
+from pytensor.tensor.shape import SpecifyShape
+from pytensor.tensor.subtensor import AdvancedSubtensor, Subtensor
 
 from pytensor_mvn_rewrites.matching import in_graph_order
+from pytensor_mvn_rewrites.reroll._cost import factorizes
+
+#: Ops whose result has the structure of what they take in, which the rules of stage 3 look through.
+STRUCTURAL_OPS = (
+    Elemwise,
+    DimShuffle,
+    KroneckerProduct,
+    BlockDiagonal,
+    SpecifyAssumptions,
+    SpecifyShape,
+    CheckAndRaise,
+    Subtensor,
+    AdvancedSubtensor,
+)
+
+
+def structured_matrices(fgraph) -> set[Variable]:
+    """The matrices that a factorization or a density takes in, and those that they are made of.
+
+    What such a matrix is the sum of is its structure, for the rules of stage 3 to see: a sum of
+    Kronecker products, a scaled matrix and a jitter.
+    """
+    pending = [
+        inp for node in fgraph.apply_nodes if factorizes(node.op) for inp in matrices_of(node)
+    ]
+    found: set[Variable] = set()
+    while pending:
+        var = pending.pop()
+        if var in found:
+            continue
+        found.add(var)
+        if var.owner is None:
+            continue
+        op = var.owner.op
+        core_op = op.core_op if isinstance(op, Blockwise) else op
+        if isinstance(core_op, STRUCTURAL_OPS) or is_stack(var.owner):
+            pending += matrices_of(var.owner)
+    return found
+
+
+def matrices_of(node: Apply) -> list[Variable]:
+    """The inputs of `node` that may be matrices."""
+    return [inp for inp in node.inputs if getattr(inp.type, "ndim", 0) >= 2]
+
+
+def is_stack(node: Apply) -> bool:
+    """Whether `node` joins whole matrices: along none of their own two axes."""
+    return isinstance(node.op, Join) and node.op.axis < node.outputs[0].type.ndim - 2
 
 
 def outer_sums(fgraph) -> list[tuple[Apply, list[Variable]]]:

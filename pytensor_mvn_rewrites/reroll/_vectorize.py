@@ -15,8 +15,11 @@ from pytensor.tensor.subtensor import (
     AdvancedSubtensor,
     IncSubtensor,
     Subtensor,
+    indices_from_subtensor,
 )
+from pytensor.tensor.type import TensorType
 
+from pytensor_mvn_rewrites.matching import is_mask
 from pytensor_mvn_rewrites.ops.check import batched_check
 from pytensor_mvn_rewrites.ops.gaussian import FusedOp
 
@@ -53,10 +56,8 @@ def vectorize(node: Apply, batched: list[Variable | None], count: int) -> list[V
             return [_check(node, inputs)]
         case Reshape() | Alloc() | SpecifyShape() if any(new is not None for new in batched[1:]):
             raise CannotBatch("the shape differs from term to term")
-        case Subtensor() if any(new is not None for new in batched[1:]):
-            return [_subtensor_batched_index(node, inputs, batched, count)]
-        case AdvancedSubtensor() if _masks_differ(node, batched):
-            raise CannotBatch("masks that differ from term to term select different lengths")
+        case Subtensor() | AdvancedSubtensor() if _needs_gather(node, batched):
+            return [_gather(node, batched, count)]
         case IncSubtensor() | AdvancedIncSubtensor():
             return [_inc_subtensor(node, inputs, batched, count)]
         case OpFromGraph() if not isinstance(node.op, FusedOp) and _has_fallback_only(node.op):
@@ -71,13 +72,6 @@ def _has_fallback_only(op: Op) -> bool:
     return _vectorize_node.dispatch(type(op)) is vectorize_node_fallback
 
 
-def _masks_differ(node, batched) -> bool:
-    return any(
-        new is not None and index.type.dtype == "bool"
-        for index, new in zip(node.inputs[1:], batched[1:], strict=True)
-    )
-
-
 def _check(node, inputs) -> Variable:
     value, *conditions = inputs
     # an unbatched condition is a 0d scalar of PyTensor's scalar type
@@ -90,19 +84,52 @@ def _check(node, inputs) -> Variable:
     return batched_check(node.op, value, condition, lacking)
 
 
-def _subtensor_batched_index(node, inputs, batched, count: int) -> Variable:
-    """``x[i]`` where the integer index differs from term to term: a gather."""
-    entries = node.op.idx_list
-    if any(isinstance(entry, slice) and entry != slice(None) for entry in entries):
-        raise CannotBatch("slices differ from term to term")
-    ints = [axis for axis, entry in enumerate(entries) if isinstance(entry, int)]
-    if ints != list(range(len(ints))):
-        raise CannotBatch("only leading integer indices are gathered")
-    x, *indices = inputs
-    rows = [pt.as_tensor_variable(indices[entry]) for entry in entries if isinstance(entry, int)]
-    if batched[0] is not None:
-        rows = [pt.arange(count), *rows]
-    return x[tuple(rows)]
+def _needs_gather(node, batched) -> bool:
+    """Whether more is needed than a full slice over the batch before the indices."""
+    if any(new is not None for new in batched[1:]):
+        return True
+    arrays = [index for index in node.inputs[1:] if isinstance(index.type, TensorType)]
+    is_mask = any(index.type.dtype == "bool" for index in arrays)
+    unequal = len({index.type.ndim for index in arrays}) > 1 and not is_mask
+    return isinstance(node.op, AdvancedSubtensor) and (unequal or not _adjacent(node.op))
+
+
+def _gather(node, batched, count: int) -> Variable:
+    """``x[i, j]`` where an index differs from term to term, or `x` does: one indexing.
+
+    The index arrays get equal rank: the gradient of PyTensor's Blockwise and its rewrite of an
+    indexed batch of products are wrong for others.
+    """
+    x, *own = node.inputs
+    if any(index.type.dtype == "bool" for index in own):
+        raise CannotBatch("masks that differ from term to term select different lengths")
+    arrays = [entry for entry in node.op.idx_list if isinstance(entry, int)]
+    ndim = max((own[entry].type.ndim for entry in arrays), default=0)
+    vary = any(index is not None for index in batched[1:])
+    new = list(own)
+    for entry, index in enumerate(batched[1:]):
+        if index is not None and entry not in arrays:
+            raise CannotBatch("slices differ from term to term")
+        if index is not None or entry in arrays:
+            new[entry] = _of_rank(own[entry], index, ndim)
+    indices = indices_from_subtensor(new, node.op.idx_list)
+    # numpy puts the dimensions of the index arrays first unless the arrays are adjacent
+    axes = [axis for axis, index in enumerate(indices) if not isinstance(index, slice)]
+    position = axes[0] if _adjacent(node.op) else 0
+    if batched[0] is None:
+        return pt.moveaxis(x[tuple(indices)], position, 0)
+    if not vary and _adjacent(node.op):
+        return batched[0][(slice(None), *indices)]
+    terms = pt.shape_padright(pt.arange(count), ndim)
+    rows = batched[0][(terms, *indices)]
+    return pt.moveaxis(rows, range(1, 1 + ndim), range(1 + position, 1 + position + ndim))
+
+
+def _of_rank(own, batched, ndim: int) -> Variable:
+    """An index array of a term, or of all of them, with `ndim` dimensions for each term."""
+    index = pt.as_tensor_variable(own if batched is None else batched)
+    n_batch = index.type.ndim - own.type.ndim
+    return pt.expand_dims(index, tuple(range(n_batch, n_batch + ndim - own.type.ndim)))
 
 
 def _inc_subtensor(node, inputs, batched, count: int) -> Variable:
@@ -119,7 +146,7 @@ def _inc_subtensor(node, inputs, batched, count: int) -> Variable:
         missing = indexed_ndim - node.inputs[1].type.ndim
         y = pt.expand_dims(y, tuple(range(1, 1 + missing))) if missing > 0 else y
     idx_list = (slice(None), *props.pop("idx_list"))
-    if isinstance(node.op, AdvancedIncSubtensor) and not _adjacent(node):
+    if isinstance(node.op, AdvancedIncSubtensor) and not _adjacent(node.op):
         raise CannotBatch("the indexed dimensions are not adjacent")
     return type(node.op)(idx_list=idx_list, **props)(x, y, *indices)
 
@@ -127,16 +154,18 @@ def _inc_subtensor(node, inputs, batched, count: int) -> Variable:
 def _indexed_ndim(node) -> int:
     """Number of dimensions of ``x[i]``."""
     x, _, *indices = node.inputs
-    int_entries = [entry for entry in node.op.idx_list if isinstance(entry, int)]
+    arrays = [indices[entry] for entry in node.op.idx_list if isinstance(entry, int)]
     if isinstance(node.op, IncSubtensor):
-        return x.type.ndim - len(int_entries)
-    index_ndim = max(indices[entry].type.ndim for entry in int_entries)
-    return x.type.ndim - len(int_entries) + index_ndim
+        return x.type.ndim - len(arrays)
+    # a mask stands for as many vectors as it has dimensions
+    n_indexed = sum(index.type.ndim if is_mask(index) else 1 for index in arrays)
+    index_ndim = max(1 if is_mask(index) else index.type.ndim for index in arrays)
+    return x.type.ndim - n_indexed + index_ndim
 
 
-def _adjacent(node) -> bool:
-    ints = [axis for axis, entry in enumerate(node.op.idx_list) if isinstance(entry, int)]
-    return ints == list(range(ints[0], ints[0] + len(ints)))
+def _adjacent(op) -> bool:
+    ints = [axis for axis, entry in enumerate(op.idx_list) if isinstance(entry, int)]
+    return not ints or ints == list(range(ints[0], ints[0] + len(ints)))
 
 
 def _inner_graph(node, batched, count: int) -> list[Variable]:

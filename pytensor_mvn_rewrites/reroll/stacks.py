@@ -10,10 +10,8 @@ from pytensor.tensor.basic import Join, MakeVector
 
 from pytensor_mvn_rewrites.matching import in_graph_order
 from pytensor_mvn_rewrites.pipeline import reroll
+from pytensor_mvn_rewrites.reroll._cost import WORTHWHILE_STACK
 from pytensor_mvn_rewrites.reroll._packs import Pack, Rerolling, holds_random_variables
-
-#: A stack disappears together with its terms: even a small saving is worth it.
-WORTHWHILE_STACK = 2
 
 
 @reroll

@@ -4,7 +4,7 @@ import pytensor.tensor as pt
 
 from pytensor_mvn_rewrites.pipeline import reroll
 from pytensor_mvn_rewrites.reroll._packs import Rerolling, holds_random_variables
-from pytensor_mvn_rewrites.reroll._terms import outer_sums
+from pytensor_mvn_rewrites.reroll._terms import outer_sums, structured_matrices
 
 
 @reroll
@@ -15,14 +15,18 @@ def reroll_sums(fgraph):
 
     Sums may be variadic, nested, or built by Python's ``sum``. Cost: N copies of the nodes of f
     become one; everything after this stage is independent of N. Declines on graphs of random
-    variables, when shapes are not provably equal, and when it would save next to nothing.
+    variables, when shapes are not provably equal, when it would save next to nothing, and for sums
+    that a covariance is made of: its terms are its structure.
     """
     sums = outer_sums(fgraph)
     if not sums or holds_random_variables(fgraph):
         return
     rerolling = Rerolling("reroll_sums", fgraph)
+    structured = structured_matrices(fgraph)
     replacements = []
     for node, terms in sums:
+        if node.outputs[0] in structured:
+            continue
         packs = rerolling.packs(terms)
         if not packs:
             continue

@@ -7,7 +7,7 @@ from pytensor.tensor.blockwise import Blockwise
 from pytensor.tensor.elemwise import DimShuffle, Elemwise
 from pytensor.tensor.subtensor import AdvancedSubtensor
 
-from pytensor_mvn_rewrites.matching import Tensor, constant_value
+from pytensor_mvn_rewrites.matching import Tensor, constant_value, is_mask
 
 
 class Gather(NamedTuple):
@@ -24,7 +24,7 @@ def gathered(var: Tensor) -> Gather | None:
     """
     match var.owner_op_and_inputs:
         case (AdvancedSubtensor() as op, batch, index) if op._take_axis() == 0:
-            return Gather(batch, index) if index.type.ndim == 1 else None
+            return Gather(batch, index) if index.type.ndim == 1 and not is_mask(index) else None
         case (DimShuffle(new_order=(0, *_)) as op, inner):
             if (below := gathered(inner)) is not None:
                 return Gather(op(below.batch), below.rows)

@@ -26,7 +26,13 @@ from pytensor.tensor.math import Dot, Sum
 from pytensor.tensor.shape import SpecifyShape
 from pytensor.tensor.subtensor import AdvancedSubtensor, Subtensor, indices_from_subtensor
 
-from pytensor_mvn_rewrites.matching import Tensor, constant_value, is_real_float, reduced_axes
+from pytensor_mvn_rewrites.matching import (
+    Tensor,
+    constant_value,
+    is_real_float,
+    positions_of,
+    reduced_axes,
+)
 
 
 class NotRowwise(Exception):
@@ -124,10 +130,10 @@ class RowwiseGraph:
         match var.owner_op_and_inputs:
             case (AdvancedSubtensor(idx_list=idx_list), source, *indices) if axis == 0:
                 first, *others = indices_from_subtensor(indices, idx_list)
-                index = None if isinstance(first, slice) else constant_value(first)
+                index = positions_of(first)
                 if (
                     index is not None
-                    and index.shape == (self.n_rows,)
+                    and len(index) == self.n_rows
                     and all(isinstance(i, slice) or i.type.ndim == 0 for i in others)
                 ):
                     return source[(self.gather(index), *others)]

@@ -43,7 +43,12 @@ from pytensor.tensor.math import Dot
 from pytensor.tensor.shape import Reshape, SpecifyShape
 from pytensor.tensor.subtensor import AdvancedSubtensor, Subtensor
 
-from pytensor_mvn_rewrites.matching import Tensor, reduced_axes, scalar_constant
+from pytensor_mvn_rewrites.matching import (
+    Tensor,
+    reduced_axes,
+    scalar_constant,
+    takes_whole_matrices,
+)
 from pytensor_mvn_rewrites.structure.diagonal import diagonal_of
 
 #: No proof goes deeper into the graph.
@@ -163,9 +168,8 @@ class _Mirrors:
                 return self._all_hold(ours, theirs)
             case Join(axis=axis) if axis in range(one.type.ndim - 2):
                 return self._all_hold(ours, theirs)
-            case Subtensor(idx_list=indices) | AdvancedSubtensor(idx_list=indices):
-                # a choice of whole matrices
-                whole = len(indices) <= ours[0].type.ndim - 2
+            case Subtensor() | AdvancedSubtensor():
+                whole = takes_whole_matrices(one.owner)
                 return whole and ours[1:] == theirs[1:] and self.holds(ours[0], theirs[0])
             case CAReduce():
                 batch = range(ours[0].type.ndim - 2)

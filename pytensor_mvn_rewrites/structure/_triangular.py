@@ -25,9 +25,12 @@ from pytensor.tensor.subtensor import (
 
 from pytensor_mvn_rewrites.matching import (
     constant_value,
+    is_full_slice,
     is_positive,
     matrix_view,
+    positions_of,
     scalar_constant,
+    takes_whole_matrices,
 )
 from pytensor_mvn_rewrites.ops import PackedCholesky
 from pytensor_mvn_rewrites.structure.diagonal import is_square
@@ -92,10 +95,7 @@ def triangularity(
             return proven(one, other)
         case (Dot() | Blockwise(Dot()), left, right):
             return proven(left, right)
-        case (Subtensor(idx_list=indices) | AdvancedSubtensor(idx_list=indices), stack, *_) if (
-            # a choice of whole matrices
-            len(indices) <= stack.type.ndim - 2
-        ):
+        case (Subtensor() | AdvancedSubtensor(), stack, *_) if takes_whole_matrices(matrix.owner):
             return proven(stack)
         case (Join(axis=axis), *stacks) if axis in range(n_batch):
             return proven(*stacks)
@@ -153,10 +153,10 @@ def _of_entries(op, zeros: Variable, entries: Variable, indices) -> Triangularit
     index = indices_from_subtensor(indices, op.idx_list)
     if n is None or scalar_constant(zeros) != 0 or len(index) != zeros.type.ndim:
         return Triangularity.UNKNOWN
-    if any(not isinstance(i, slice) or i != slice(None) for i in index[:-2]):
+    if not all(map(is_full_slice, index[:-2])):
         return Triangularity.UNKNOWN
-    rows, columns = (None if isinstance(i, slice) else constant_value(i) for i in index[-2:])
-    if rows is None or columns is None or rows.ndim != 1 or columns.ndim != 1:
+    rows, columns = map(positions_of, index[-2:])
+    if rows is None or columns is None:
         return Triangularity.UNKNOWN
     rows, columns = np.broadcast_arrays(rows % n, columns % n)
     if (rows < columns).any():
@@ -174,14 +174,8 @@ def _has_positive_entries(entries: Variable, positions: np.ndarray) -> bool:
     match entries.owner_op_and_inputs:
         case (AdvancedIncSubtensor(set_instead_of_inc=True) as op, _, values, *indices):
             index = indices_from_subtensor(indices, op.idx_list)
-            if len(index) != entries.type.ndim or isinstance(index[-1], slice):
+            if len(index) != entries.type.ndim or not all(map(is_full_slice, index[:-1])):
                 return False
-            where = constant_value(index[-1])
-            whole = all(isinstance(i, slice) and i == slice(None) for i in index[:-1])
-            return (
-                whole
-                and where is not None
-                and set(positions) <= set(where.ravel())
-                and (is_positive(values))
-            )
+            where = positions_of(index[-1])
+            return where is not None and set(positions) <= set(where) and is_positive(values)
     return False

@@ -23,6 +23,7 @@ from pytensor.tensor.subtensor import IncSubtensor, indices_from_subtensor
 
 from pytensor_mvn_rewrites.matching import (
     Tensor,
+    is_full_slice,
     is_real_float,
     matrix_view,
     scalar_constant,
@@ -342,14 +343,15 @@ def blocks_of_assignments(matrix: Tensor) -> list[Blocks] | None:
     blocks: list[tuple[int, Tensor]] = []
     base = matrix
     while isinstance(base.owner_op, IncSubtensor):
-        inner, block, *index = base.owner.inputs
-        *batch, rows, columns = indices_from_subtensor(index, base.owner.op.idx_list)
-        if not all(isinstance(index, slice) for index in (*batch, rows, columns)):
+        inner, block, *variables = base.owner.inputs
+        index = indices_from_subtensor(variables, base.owner.op.idx_list)
+        if len(index) != base.type.ndim or not all(isinstance(i, slice) for i in index):
             return None
+        *batch, rows, columns = index
         span = constant_range(rows, n)
-        if span is None or span != constant_range(columns, n) or len(batch) + 2 != base.type.ndim:
+        if span is None or span != constant_range(columns, n):
             return None
-        if any(index != slice(None) for index in batch) or block.type.ndim < 2:
+        if not all(map(is_full_slice, batch)) or block.type.ndim < 2:
             return None
         # a value of another shape would be broadcast
         if static_size(block) != span.stop - span.start:

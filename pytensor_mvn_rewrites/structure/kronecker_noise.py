@@ -9,7 +9,7 @@ from pytensor.tensor.basic import Alloc
 from pytensor.tensor.elemwise import DimShuffle, Elemwise
 from pytensor.tensor.subtensor import AdvancedIncSubtensor
 
-from pytensor_mvn_rewrites.matching import Tensor, dimshuffled, is_real_float
+from pytensor_mvn_rewrites.matching import Tensor, dimshuffled, is_real_float, positions_of
 from pytensor_mvn_rewrites.ops import InvQuadLogdet, MvNormalLogp, noisy_kronecker_quad_logdet
 from pytensor_mvn_rewrites.pipeline import Declined, record, structure
 from pytensor_mvn_rewrites.structure._assemble import from_parts, split_inputs
@@ -107,13 +107,13 @@ def terms_of_sum(matrix: Tensor, sign: int = 1) -> list[tuple[int, Tensor]]:
 
 def adds_to_diagonal(op: AdvancedIncSubtensor, matrix: Tensor, index: list[Tensor]) -> bool:
     """Whether ``matrix[index].inc(x)`` adds x to the main diagonal, in any order of its entries."""
-    n = matrix.type.shape[-1]
-    return (
-        len(index) == matrix.type.ndim == len(op.idx_list) == 2
-        and all(isinstance(i, Constant) for i in index)
-        and np.array_equal(index[0].data, index[1].data)
-        and np.array_equal(np.sort(index[0].data), np.arange(n))
-    )
+    n = static_size(matrix)
+    if n is None or op.idx_list != (0, 1) or matrix.type.ndim != 2:
+        return False
+    rows, columns = map(positions_of, index)
+    if rows is None or columns is None:
+        return False
+    return np.array_equal(rows, columns) and np.array_equal(np.sort(rows), np.arange(n))
 
 
 def noise_variance(matrix: Tensor) -> Tensor | None:

@@ -28,6 +28,7 @@ from pytensor_mvn_rewrites.matching import (
     is_square_of,
     matrix_view,
     scalar_constant,
+    takes_whole_matrices,
     transposed,
     without_leading_ones,
 )
@@ -81,9 +82,9 @@ def matrix_is_low_rank_plus_diagonal(fgraph, node):
     is proven positive definite. Cost: :math:`O(n^3) \to O(n k^2)`, without a matrix of size n.
 
     Declines unless n is known, by the vector or the matrix, and k is small against n; it may be the
-    present length of a dimension of the model. Declines too, as the sum may be positive
-    definite although an entry of d is not positive, unless d is proven positive. A multiple of the
-    identity needs no proof: with k < n, that multiple is an eigenvalue.
+    present length of a dimension of the model, on which no result depends. Declines too, as the sum
+    may be positive definite although an entry of d is not positive, unless d is proven positive. A
+    multiple of the identity needs no proof where k < n is known: that multiple is an eigenvalue.
     """
     if node.op.param == "chol":
         return None
@@ -107,7 +108,8 @@ def matrix_is_low_rank_plus_diagonal(fgraph, node):
     # a matrix of another size is an error either way, and JAX wants to know
     batch = (None,) * (factor.type.ndim - 2)
     factor = pt.specify_shape(factor, (*batch, n, None)) if None in sizes else factor
-    if not is_positive(diag) and not is_uniform(diag):
+    # with k >= n, as a dimension may become, the sum can be definite whatever the diagonal is
+    if not is_positive(diag) and (k is None or not is_uniform(diag)):
         record(Declined("structure", "matrix_is_low_rank_plus_diagonal", NOT_POSITIVE))
         return None
     quaddist, half_logdet, posdef = low_rank_quad_logdet(delta, factor, diag)
@@ -129,9 +131,8 @@ def is_narrow(fgraph, factor) -> bool:
         case (Dot() | Blockwise(Dot()), _, right):
             k = right.type.shape[-1]
             return k is not None and k <= MIN_SIZE // NARROW_RATIO
-        case (Subtensor(idx_list=indices) | AdvancedSubtensor(idx_list=indices), stack, *_):
-            # a choice of whole matrices
-            return len(indices) <= stack.type.ndim - 2 and is_narrow(fgraph, stack)
+        case (Subtensor() | AdvancedSubtensor(), stack, *_):
+            return takes_whole_matrices(factor.owner) and is_narrow(fgraph, stack)
         case (SpecifyShape(), inner, *_):
             return is_narrow(fgraph, inner)
     view = matrix_view(factor)

@@ -15,7 +15,7 @@ from pytensor.tensor.subtensor import (
     indices_from_subtensor,
 )
 
-from pytensor_mvn_rewrites.matching import Tensor, scalar_constant
+from pytensor_mvn_rewrites.matching import Tensor, is_full_slice, positions_of, scalar_constant
 from pytensor_mvn_rewrites.ops import PackedCholesky, packed_cholesky
 from pytensor_mvn_rewrites.ops.packed_cholesky import diagonal_positions
 from pytensor_mvn_rewrites.pipeline import structure
@@ -53,13 +53,11 @@ def packed_cholesky_is_unpacked(fgraph, node):
     n = zeros.type.shape[-1]
     if not node.op.set_instead_of_inc or n is None or zeros.type.ndim < 2:
         return None
-    *batch, rows, columns = indices_from_subtensor(indices, node.op.idx_list)
-    if len(batch) != zeros.type.ndim - 2 or any(index != slice(None) for index in batch):
+    index = indices_from_subtensor(indices, node.op.idx_list)
+    if len(index) != zeros.type.ndim or not all(map(is_full_slice, index[:-2])):
         return None
-    if not all(
-        isinstance(own, Constant) and np.array_equal(own.data, index)
-        for own, index in zip((rows, columns), np.tril_indices(n), strict=True)
-    ):
+    positions = [positions_of(i, n) for i in index[-2:]]
+    if any(own is None for own in positions) or not np.array_equal(positions, np.tril_indices(n)):
         return None
     if scalar_constant(zeros) != 0 or packed.type.ndim != zeros.type.ndim - 1:
         return None
@@ -131,7 +129,7 @@ def takes(node, n: int) -> bool:
     packed = node.inputs[0]
     n_before = 1 if isinstance(node.op, Subtensor | AdvancedSubtensor) else 2
     index = indices_from_subtensor(node.inputs[n_before:], node.op.idx_list)
-    if len(index) != packed.type.ndim or any(i != slice(None) for i in index[:-1]):
+    if len(index) != packed.type.ndim or not all(map(is_full_slice, index[:-1])):
         return False
     positions = selected(index[-1], n * (n + 1) // 2)
     return positions is not None and np.array_equal(positions, diagonal_positions(n))
@@ -145,6 +143,4 @@ def selected(index, length: int) -> np.ndarray | None:
             return None
         numbers = (None if bound is None else int(bound.data) for bound in bounds)
         return np.arange(length)[slice(*numbers)]
-    if not isinstance(index, Constant) or index.type.ndim != 1 or index.type.dtype == "bool":
-        return None
-    return np.where(index.data < 0, index.data + length, index.data)
+    return positions_of(index, length)

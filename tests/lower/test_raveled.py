@@ -243,3 +243,16 @@ def test_keys_of_kernels_hold_the_positions():
         arrays = Unravel((Place(positions, (3,)), Place((1, 0), (2,))))(X)
         fn = pytensor.function([X], arrays[0], mode=get_mode("NUMBA"))
         np.testing.assert_array_equal(fn(np.arange(3.0)), positions)
+
+
+def test_a_gather_that_asks_for_the_length_first():
+    """As slices of a vector of unknown length are joined: one piece, not the long slice."""
+    gather = pt.specify_shape(X[:13], 13)[np.array([12, 1])]
+    node = assert_same(
+        unravel_at_once,
+        [gather, X[4:7]],
+        {"x": np.linspace(-1, 1, 14)},
+        Place((12, 1), (2,)),
+        Place((4, 5, 6), (3,)),
+    )
+    assert node.op.length == 13

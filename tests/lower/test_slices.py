@@ -1,4 +1,5 @@
 import numpy as np
+import pytensor
 import pytensor.tensor as pt
 import pytest
 from pytensor.graph.fg import FunctionGraph
@@ -7,8 +8,14 @@ from pytensor.tensor.subtensor import AdvancedSubtensor
 
 import pytensor_mvn_rewrites as mvn
 from pytensor_mvn_rewrites.lower.slices import join_slices
-from tests.harness import PIPELINE_MODE, assert_leaves, compiled_beside_a_density
+from tests.harness import (
+    PIPELINE_MODE,
+    REFERENCE_MODE,
+    assert_leaves,
+    compiled_beside_a_density,
+)
 
+V = pt.vector("v")
 X = pt.vector("x", shape=(20,))
 Y = pt.vector("y", shape=(20,))
 VALUES = [np.arange(20.0), -np.arange(20.0)]
@@ -35,6 +42,8 @@ TAKEN = {
     "stacked, apart": (stacked(X[2:5], X[6:9], X[10:13]), False),
     "stacked matrices": (stacked(*matrices(1, 5, 9)), True),
     "joined matrices, apart": (pt.join(0, *matrices(1, 6, 12)), False),
+    "counted from the end": (pt.join(0, X[-9:-5], X[-5:]), True),
+    "clipped": (pt.join(0, X[12:18], X[18:30]), True),
     "scalars": (pt.stack([X[3], X[4], X[5], X[6]]), True),
     "scalars, apart": (pt.stack([X[3], X[9], X[6]]), False),
     "scalars by slices": (pt.stack([X[3:4].reshape(()), X[7:8].reshape(())]), False),
@@ -82,6 +91,10 @@ NEAR_MISSES = {
     "scalars of different vectors": pt.stack([X[3], Y[4]]),
     "one scalar computed": pt.stack([X[3], X[4], pt.exp(X[5])]),
     "unknown bounds": pt.join(0, X[2:i], X[i:9]),
+    "of unknown length": pt.join(0, V[0:3], V[5:10]),
+    "of unknown length, adjacent": pt.join(0, V[0:3], V[3:10]),
+    "of unknown length, in rows": pt.join(0, *[V[a : a + 4].reshape((2, -1)) for a in (0, 4)]),
+    "of unknown length, one of them sure": pt.join(0, V[0:3], V[np.array([5, 9])]),
     "transposed": pt.join(0, *[matrix.T for matrix in matrices(1, 5)]),
 }
 
@@ -100,3 +113,39 @@ def test_a_vector_that_is_too_short_raises():
     assert fn(np.zeros(6))[0].shape == (2, 3)
     with pytest.raises((ValueError, AssertionError)):
         fn(np.zeros(5))
+
+
+SURE = {
+    "vectors": lambda x: pt.join(0, x[:3].reshape((3,)), x[5:10].reshape((5,))),
+    "vectors, adjacent": lambda x: pt.join(0, *[pt.specify_shape(x[a : a + 5], 5) for a in (0, 5)]),
+    "matrices": lambda x: pt.join(0, x[:4].reshape((2, 2)), x[6:10].reshape((2, 2))),
+    "scalars": lambda x: pt.stack([x[2:3].squeeze(0), x[9]]),
+    "gather of slices": lambda x: pt.join(0, x[np.array([0, 7])], x[np.array([9, 2])]),
+}
+
+
+@pytest.mark.parametrize("name", SURE)
+def test_joined_only_if_a_shorter_vector_is_an_error(name):
+    """And it stays one, which a gather under Numba is not."""
+    fgraph = FunctionGraph([V], [SURE[name](V)], clone=True)
+    join_slices(fgraph)
+    assert not count(fgraph, Join, MakeVector)
+    fn, reference = (
+        pytensor.function([x], out, mode=REFERENCE_MODE)
+        for x, out in ((*fgraph.inputs, *fgraph.outputs), (V, SURE[name](V)))
+    )
+    np.testing.assert_array_equal(fn(np.arange(12.0)), reference(np.arange(12.0)))
+    for short in (np.arange(9.0), np.arange(2.0)):
+        for each in (fn, reference):
+            with pytest.raises((ValueError, AssertionError, IndexError)):
+                each(short)
+    gathers = [node for node in fgraph.apply_nodes if isinstance(node.op, AdvancedSubtensor)]
+    assert all(node.inputs[0].type.shape != (None,) for node in gathers)
+
+
+@pytest.mark.parametrize("length", [3, 7, 12])
+def test_slices_that_a_short_vector_clips(length):
+    """What Python makes of ``x[5:10]`` where there are only 7 entries."""
+    fn = compiled(pt.join(0, V[0:3], V[5:10]), [V])
+    x = np.linspace(-1, 1, length)
+    np.testing.assert_allclose(fn(x)[0], np.exp([*x[0:3], *x[5:10]]))

@@ -1,16 +1,44 @@
 """Which unknown lengths are provably equal, and which are not."""
 
 import numpy as np
+import pymc as pm
+import pytensor
 import pytensor.tensor as pt
 import pytest
 from pytensor.raise_op import Assert
 
-from pytensor_mvn_rewrites.ops import mvnormal_logp, packed_cholesky
+from pytensor_mvn_rewrites.ops import (
+    LowRankFactorization,
+    expm_quad_logdet,
+    inv_quad_logdet,
+    low_rank_quad_logdet,
+    mvnormal_logp,
+    noisy_kronecker_quad_logdet,
+    packed_cholesky,
+    whiten_by,
+)
 from pytensor_mvn_rewrites.reroll._dims import DimEquations
-from tests.harness import assert_declines, assert_same_numbers, our_ops, rewritten
+from tests.harness import (
+    PIPELINE_MODE,
+    assert_close,
+    assert_declines,
+    assert_same_numbers,
+    evaluate,
+    gradient,
+    our_ops,
+    rewritten,
+)
 
 a, b, A, B = pt.vector("a"), pt.vector("b"), pt.matrix("A"), pt.matrix("B")
 c = np.arange(3.0)
+one = pt.vector("one", shape=(1,))
+
+low_rank = low_rank_quad_logdet(a, A, b)[0]
+kronecker = noisy_kronecker_quad_logdet(a, 0.5, [A, B])[0]
+pullbacks = {
+    op: pt.grad(density, wrt)
+    for op, density, wrt in [("low rank", low_rank, A), ("kronecker", kronecker, B)]
+}
 
 #: name -> (root, var, axis, var, axis) with equal lengths
 EQUAL = {
@@ -27,6 +55,17 @@ EQUAL = {
     "square": (pt.linalg.cholesky(A), A, 0, A, 1),
     "checked": (Assert()(a, a.sum() > 0) + b, a, 0, b, 0),
     "a density": (mvnormal_logp(a, b, A)[0], a, 0, A, 1),
+    "its gradient": (pt.grad(mvnormal_logp(a, b, A)[0], b), a, 0, A, 1),
+    "a density of rows": (mvnormal_logp(A, b, B)[0].sum(), A, 1, B, 0),
+    "a quadratic form": (inv_quad_logdet(a, A)[0], a, 0, A, 0),
+    "low rank": (low_rank, a, 0, A, 0),
+    "gradient of low rank": (pullbacks["low rank"], a, 0, A, 0),
+    "diagonal beside low rank": (low_rank, a, 0, b, 0),
+    "square Kronecker factors": (kronecker, A, 0, A, 1),
+    "gradient of Kronecker factors": (pullbacks["kronecker"], B, 0, B, 1),
+    "a matrix exponential": (expm_quad_logdet(a, 0.5, A)[0], a, 0, A, 1),
+    "whitened columns": (whiten_by(A, B)[0], A, 1, B, 0),
+    "negative axis": (A.sum(-1) + b, A, 0, b, 0),
 }
 
 #: the same, not provably equal
@@ -36,9 +75,18 @@ UNEQUAL = {
     "reduced": (A.sum(1) + b, A, 1, b, 0),
     "a slice": (a[:2] + b, a, 0, b, 0),
     "joined": (pt.concatenate([a, b]), a, 0, b, 0),
-    "stretched": (pt.vector("one", shape=(1,)) + a, b, 0, a, 0),
+    "stretched": (one + a, b, 0, a, 0),
     "an outer product": (pt.outer(a, b), a, 0, b, 0),
     "the other end of a product": (A @ B, A, 0, B, 1),
+    "rank and length": (low_rank, A, 0, A, 1),
+    "rank and length, gradient": (pullbacks["low rank"], A, 0, A, 1),
+    "rank and length, factorized": (LowRankFactorization()(A, a, return_list=True)[1], A, 0, A, 1),
+    "two Kronecker factors": (kronecker, A, 0, B, 0),
+    "two Kronecker factors, gradient": (pullbacks["kronecker"], A, 0, B, 0),
+    "Kronecker factor and vector": (kronecker, a, 0, A, 0),
+    "columns and rows": (whiten_by(A, B)[0], B, 0, B, 1),
+    "a mean that is stretched": (mvnormal_logp(a, one, A)[0], a, 0, one, 0),
+    "indexed by an array": (A[np.array([0, 1])] + B, A, 0, B, 0),
     "reshaped": (a.reshape((2, 2)) + A, a, 0, A, 0),
 }
 
@@ -140,3 +188,34 @@ def test_declines_what_is_not(rng, name):
     graph = pt.add(*[NOT_PROVABLE[name](v, i) for i, v in enumerate(leaves)])
     values = {v: rng.normal(size=2 + i) for i, v in enumerate(leaves)}
     assert_declines(graph, {**values, a: rng.normal(size=5)})
+
+
+#: Enough for a factor with k columns to count as narrow.
+N_ROWS = 32
+
+
+def low_rank_plus_noise(s, i):
+    factor = pm.Normal(f"W{i}", dims=("row", f"k{i}"))
+    return factor @ factor.T + s * np.eye(N_ROWS)
+
+
+def test_ranks_that_differ_in_a_model(rng):
+    """Nothing of lengths that differ is stacked."""
+    coords = {"row": range(N_ROWS)}
+    coords |= {f"k{i}": range(i + 2) for i in range(4)}
+    with pm.Model(coords=coords) as model:
+        for i in range(4):
+            s = pm.HalfNormal(f"s{i}")
+            pm.MvNormal(
+                f"y{i}",
+                np.zeros(N_ROWS),
+                cov=low_rank_plus_noise(s, i),
+                observed=rng.normal(size=N_ROWS),
+            )
+    graph, inputs = model.logp(), model.value_vars
+    values = {var: rng.normal(size=model.initial_point()[var.name].shape) for var in inputs}
+    new = rewritten([graph])
+    fn = pytensor.function(inputs, [*new, *gradient(new, inputs)], mode=PIPELINE_MODE)
+    want = evaluate([graph, *gradient([graph], inputs)], values)
+    for got, expected in zip(fn(*values.values()), want, strict=True):
+        assert_close(got, expected, "gradient", condition=1e3)

@@ -160,3 +160,19 @@ NEAR_MISSES = {
 @pytest.mark.parametrize("name", NEAR_MISSES)
 def test_declines(name):
     assert batch_of_slices(NEAR_MISSES[name]) is None
+
+
+@pytest.mark.parametrize("length", [6, 5, 8])
+def test_parts_of_a_split_of_unknown_length(length):
+    """A Split of another length is an error, and so is the batch."""
+    x = pt.matrix("x")
+    parts = pt.split(x, [2, 2, 2], axis=1)
+    batch = batch_of_slices(parts[:2])
+    values = {x: np.arange(3.0 * length).reshape(3, length)}
+    if length == 6:
+        [got], want = evaluate([batch], values), evaluate(parts[:2], values)
+        np.testing.assert_array_equal(got, want)
+        return
+    for graph in ([batch], parts[:2]):
+        with pytest.raises((ValueError, AssertionError)):
+            evaluate(graph, values)

@@ -1,6 +1,7 @@
 """Batching single ops: each in the middle of a sum of isomorphic terms."""
 
 import numpy as np
+import pymc as pm
 import pytensor
 import pytensor.tensor as pt
 import pytest
@@ -8,7 +9,14 @@ from pytensor.conditional.op import ifelse
 from pytensor.graph.traversal import ancestors
 from pytensor.raise_op import Assert
 
-from tests.harness import PIPELINE_MODE, assert_close, assert_same_numbers, evaluate, rewritten
+from tests.harness import (
+    PIPELINE_MODE,
+    assert_close,
+    assert_same_numbers,
+    evaluate,
+    gradient,
+    rewritten,
+)
 
 ROOM = np.arange(12.0).reshape(3, 4) / 7
 
@@ -16,6 +24,23 @@ ROOM = np.arange(12.0).reshape(3, 4) / 7
 def spd_of(v):
     return pt.outer(v, v) + np.eye(4)
 
+
+def cube_of(v):
+    return v[:, None, None] * pt.sin(v[:, None]) * pt.cos(v)
+
+
+def block(i):
+    """Rows and columns, of unequal rank."""
+    return np.array([[i % 3], [(i + 1) % 3]]), np.array([(i + 1) % 4, i % 4])
+
+
+def around(indices):
+    first, second = indices
+    return first, slice(None), second
+
+
+SHARED = pytensor.shared(np.cos(np.arange(16.0).reshape(4, 4)), shape=(None, None))
+SHARED3 = pytensor.shared(np.cos(np.arange(64.0).reshape(4, 4, 4)), shape=(None, None, None))
 
 #: name -> an op applied to a vector of length 4 that is `x[i]`
 OPS = {
@@ -38,6 +63,8 @@ OPS = {
     "set the entries of a triangle": lambda v, i: pt.zeros((3, 3))[np.tril_indices(2)].inc(v[:3]),
     "gather": lambda v, i: v[np.array([3, 0, 0])],
     "mask": lambda v, i: v[np.array([True, False, True, True])],
+    "set by a mask": lambda v, i: v[np.array([True, False, True, False])].set(3 * v[2:]),
+    "set by a mask of a matrix": lambda v, i: pt.outer(v, v)[np.eye(4, dtype=bool)].set(v),
     "diag of a vector": lambda v, i: pt.diag(v) @ v,
     "diag of a matrix": lambda v, i: pt.diag(pt.outer(v, v) * 2),
     "eye": lambda v, i: pt.eye(4) * v[0] + v,
@@ -89,6 +116,26 @@ OPS = {
     "different masks": lambda v, i: v[np.arange(4) <= i % 4],
     "different gathers": lambda v, i: v[np.array([i % 4, 0])],
     "different entries": lambda v, i: v[i % 4] * v,
+    "different entries of rows": lambda v, i: pt.outer(v, v)[:, i % 4],
+    "different rows of a slice": lambda v, i: cube_of(v)[1:, i % 4],
+    "different entries of a matrix": lambda v, i: pt.outer(v, 2 * v)[i % 4, (i + 1) % 4] * v,
+    "one block": lambda v, i: pt.outer(v, 2 * v)[block(0)],
+    "different blocks": lambda v, i: pt.outer(v, 2 * v)[block(i)],
+    "different blocks of a constant": lambda v, i: pt.constant(ROOM)[block(i)] @ v[:2],
+    "different blocks of one variable": lambda v, i: SHARED[block(i)] @ v[:2],
+    "different blocks of matrices": lambda v, i: cube_of(v)[block(i)],
+    "different blocks of last axes": lambda v, i: cube_of(v)[(slice(None), *block(i))],
+    "different blocks of a slice": lambda v, i: cube_of(v)[(slice(1, 3), *block(i))],
+    "different blocks around a slice": lambda v, i: cube_of(v)[around(block(i))],
+    "different blocks of one, last axes": lambda v, i: SHARED3[(slice(None), *block(i))] @ v[:2],
+    "different blocks of one, around": lambda v, i: SHARED3[around(block(i))] @ v,
+    "a block around a slice": lambda v, i: cube_of(v)[around(block(0))],
+    "a row and columns": lambda v, i: pt.outer(v, 2 * v)[i % 3, np.array([i % 4, 0])],
+    "rows and a mask": lambda v, i: pt.outer(v, v)[:, np.arange(4) > 1],
+    "a mask of two dimensions": lambda v, i: pt.outer(v, 2 * v)[np.tri(4, dtype=bool)],
+    "set where a mask of two dimensions": lambda v, i: pt.outer(v, v)[np.eye(4, dtype=bool)].set(v),
+    "increment a block": lambda v, i: pt.outer(v, v)[block(0)].inc(v[:2]),
+    "set rows where a mask": lambda v, i: pt.outer(v, v)[np.arange(4) > 1].inc(v),
     "different entries set": lambda v, i: v[i % 4].set(1.0),
     "different blocks set": lambda v, i: pt.zeros((6, 4))[i].set(v) @ ROOM.T,
     "scan": lambda v, i: pytensor.scan(
@@ -111,8 +158,8 @@ STAY = {
 }
 
 
-def total(name, n):
-    x = pt.matrix("x", shape=(n, 4))
+def total(name, n, shape=(None, 4)):
+    x = pt.matrix("x", shape=(n, *shape[1:]) if shape[1] else shape)
     terms = [pt.sin(pt.tanh(OPS[name](x[i], i))).sum() * pt.cos(x[i]).sum() for i in range(n)]
     return x, pt.add(*terms)
 
@@ -128,14 +175,51 @@ def test_same_numbers(rng, name):
 
 
 @pytest.mark.parametrize("name", OPS)
+def test_same_numbers_with_unknown_lengths(rng, name):
+    x, graph = total(name, 5, shape=(None, None))
+    assert_same_numbers(graph, rewritten([graph]), {x: rng.normal(size=(5, 4))}, condition=1e3)
+
+
+@pytest.mark.parametrize("name", OPS)
 def test_size_does_not_grow_with_the_number_of_terms(name):
     sizes = [nodes(rewritten([total(name, n)[1]])) for n in (5, 6)]
     assert (sizes[0] == sizes[1]) == (name not in STAY)
 
 
+def assert_same_when_compiled(graph, values):
+    """The gradient is taken of the rewritten graph, as PyMC does, and rewritten in turn."""
+    new = rewritten([graph])
+    fn = pytensor.function(list(values), [graph, *gradient(new, values)], mode=PIPELINE_MODE)
+    got, *grads = fn(*values.values())
+    want, *want_grads = evaluate([graph, *gradient([graph], values)], values)
+    assert_close(got, want, "value", condition=1e3)
+    for grad, want_grad in zip(grads, want_grads, strict=True):
+        assert_close(grad, want_grad, "gradient", condition=1e3)
+
+
 @pytest.mark.parametrize("name", OPS)
 def test_whole_pipeline(rng, name):
     x, graph = total(name, 5)
-    fn = pytensor.function([x], graph, mode=PIPELINE_MODE)
-    value = rng.normal(size=(5, 4))
-    assert_close(fn(value), evaluate([graph], {x: value})[0], "value", condition=1e3)
+    assert_same_when_compiled(graph, {x: rng.normal(size=(5, 4))})
+
+
+def covariances(i, matrix, rows):
+    cov = matrix @ matrix.T + 5 * np.eye(5)
+    pm.MvNormal(f"y{i}", np.zeros(2), cov=cov[rows[:, None], rows], observed=np.ones(2) * i)
+
+
+def means(i, matrix, rows):
+    sd = pm.HalfNormal(f"s{i}")
+    pm.Normal(f"y{i}", matrix[rows[:, None], rows], sd, observed=np.ones((2, 2)) * i)
+
+
+@pytest.mark.parametrize("term", [covariances, means])
+def test_submatrices_in_a_model(rng, term):
+    """PyTensor's gradient of a Blockwise'd index of unequal ranks raises when it is compiled."""
+    with pm.Model() as model:
+        matrix = pm.Normal("matrix", shape=(5, 5))
+        for i in range(6):
+            term(i, matrix, rng.permutation(5)[:2])
+    graph, values = model.logp(), model.value_vars
+    point = {value: rng.normal(size=value.type.shape) for value in values}
+    assert_same_when_compiled(graph, point)

@@ -59,6 +59,8 @@ def test_gathered(rng, name):
 
 
 NOT_GATHERED = {
+    "mask": T[np.array([True, False, True, True])],
+    "mask of matrices": T[np.eye(G, N, dtype=bool)],
     "input": T,
     "slice": T[:3],
     "one": T[1],

@@ -19,7 +19,14 @@ CONSTANT = np.array([[2.0, 1, 0], [1, 3, 0], [0, 0, 1]])
 SYM = 0.5 * (S + S.T)
 DISTANCE = x[:, None] - x[None, :]
 
+EYE = np.eye(3, dtype=bool)
+STACK = B[:3] @ B[:3].mT
+
 SYMMETRIC = {
+    "matrices of a stack by a mask": STACK[np.array([True, False, True])],
+    "matrices of a stack of stacks by a mask": pt.stack([STACK, 2 * STACK])[EYE[:2]],
+    "chosen by two indices": pt.stack([STACK, 2 * STACK])[[0, 1], [2, 0]],
+    "chosen, with all rows": STACK[[0, 2], :, :],
     "constant": pt.constant(CONSTANT),
     "batched constant": pt.constant(np.stack([CONSTANT, 2 * CONSTANT])),
     "identity": pt.eye(3),
@@ -63,6 +70,9 @@ SYMMETRIC = {
 }
 
 NOT_SYMMETRIC = {
+    "entries of a stack by a mask": STACK[EYE],
+    "entries of a batch of stacks by a mask": pt.stack([STACK, 2 * STACK])[:, EYE],
+    "rows by a mask": STACK[:, np.ones(3, bool)],
     "input": S,
     "constant": pt.constant(np.triu(CONSTANT)),
     "not a number": pt.constant(np.full((2, 2), np.nan)),

@@ -31,7 +31,10 @@ def unpacked(entries):
     return PACKED.set(entries)
 
 
+LAST = np.array([False, True])
+
 EXPECTED = {
+    "chosen by a mask": (CHOLS[np.arange(5) > 2], CHOLESKY),
     "Cholesky factor": (L, CHOLESKY),
     "batch of Cholesky factors": (CHOLS, CHOLESKY),
     "chosen by an index": (CHOLS[[0, 3, 3]], CHOLESKY),
@@ -73,6 +76,12 @@ EXPECTED = {
     "with a new axis": (L[None], CHOLESKY),
     # not lower triangular
     "any matrix": (A, UNKNOWN),
+    "entries of a stack by a mask": (CHOLS[:3][np.eye(3, dtype=bool)], UNKNOWN),
+    "unpacked by masks": (pt.zeros((2, 2))[LAST, LAST].set(pt.exp(v[:1])), UNKNOWN),
+    "unpacked, positive by a mask": (
+        PACKED.set(e[np.arange(6) > 4].set(pt.exp(v[:1]))),
+        LOWER,
+    ),
     "vector": (v, UNKNOWN),
     "transposed": (L.mT, UNKNOWN),
     "upper": (pt.linalg.cholesky(S, lower=False), UNKNOWN),

@@ -285,6 +285,10 @@ def near_misses():
         "off the diagonal": inv_quad_logdet(delta, zeros[:3, 3:].set(S)[3:, :3].set(T)),
         "ones": inv_quad_logdet(delta, pt.ones((6, 6))[:3, :3].set(S)[3:, 3:].set(T)),
         "unknown rows": inv_quad_logdet(delta, zeros[i:, i:].set(S)[:i, :i].set(T)),
+        "filled row by row": inv_quad_logdet(delta, zeros[0].set(delta)[1].set(2.0 * delta)),
+        "a stack that is filled": inv_quad_logdet(
+            delta[:3], pt.zeros((2, 3, 3))[0].set(S)[1].set(T)
+        ),
         "broadcast value": inv_quad_logdet(delta, zeros[:3, :3].set(S)[3:, 3:].set(1.0)),
         "small constant of several sizes": inv_quad_logdet(
             pt.vector(shape=(3,)), np.linalg.cholesky([[2.0, 1, 0], [1, 2, 0], [0, 0, 1]]), "chol"

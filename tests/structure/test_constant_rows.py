@@ -412,3 +412,12 @@ def test_explain():
         pm.MvNormal("obs", mu, cov=np.eye(N) + mu[0] ** 2, observed=Y)
     [fired] = [key for key in mvn.explain(model).fired if key[1] == "constant_rows_are_compressed"]
     assert fired == ("structure", "constant_rows_are_compressed", "obs: 40 rows -> 3")
+
+
+def test_rows_chosen_by_a_mask(rng):
+    """Of the mean, or of the covariances: true and false are no groups."""
+    mask = np.ones(R, bool)
+    rows, covs = pt.matrix("rows", shape=(R, N)), pt.tensor3("covs", shape=(R, N, N))
+    assert_declines(density(rows[mask])[:1], {rows: rng.normal(size=(R, N)), S: spd(rng, n=N)})
+    logp = density(a, covs[mask])[0]
+    assert_declines([logp], {a: rng.normal(size=N), covs: spd(rng, R, n=N)})

@@ -28,6 +28,7 @@ from tests.structure.contract import (
 from tests.structure.test_kronecker import batched_kron
 
 kron = pt.linalg.kron
+LAST = np.array([False, True])
 
 
 class TestTwo(StructureContract):
@@ -140,6 +141,10 @@ def near_misses():
         "set, not added": inv_quad_logdet(delta, pt.fill_diagonal(K, s)),
         "added twice to one entry": inv_quad_logdet(
             delta, K[[0, 0, 1, 2, 3, 4, 5], [0, 0, 1, 2, 3, 4, 5]].inc(s)
+        ),
+        "added by masks": inv_quad_logdet(delta[:2], kron(A, symmetric(one))[LAST, LAST].inc(s)),
+        "added to a matrix of unknown size": inv_quad_logdet(
+            pt.vector("u"), kron(A, symmetric(pt.matrix()))[range(6), range(6)].inc(s)
         ),
         "not symmetric": inv_quad_logdet(delta, kron(A, b) + s * pt.eye(6)),
         "subtracted": inv_quad_logdet(delta, s * pt.eye(6) - K),

@@ -3,12 +3,14 @@ import pymc as pm
 import pytensor.tensor as pt
 import pytest
 from pytensor.graph.traversal import ancestors
+from scipy.stats import multivariate_normal, norm
 
 import pytensor_mvn_rewrites as mvn
 from pytensor_mvn_rewrites.ops import inv_quad_logdet, low_rank_quad_logdet
 from pytensor_mvn_rewrites.pipeline import Declined, recording
 from tests.harness import (
     PIPELINE_MODE,
+    REFERENCE_MODE,
     assert_declines,
     assert_rewrites_to,
     assert_same_numbers,
@@ -261,19 +263,40 @@ def test_dims(rng, form, free):
     assert_model_agrees(model)
 
 
-def test_dims_that_change(rng):
-    """Their lengths decide on the cost alone."""
+@pytest.mark.parametrize("k", [1, K, N, 40])
+def test_dims_that_change(rng, k):
+    """Their lengths decide on the cost alone: with k >= n the sum is any positive definite one."""
     with pm.Model(coords={"factor": range(K)}) as model:
         loadings = pm.Normal("loadings", shape=(N, model.dim_lengths["factor"]))
-        cov = loadings @ loadings.T + EYE
-        pm.MvNormal("y", np.zeros(N), cov=cov, observed=rng.normal(size=N))
-    logp = model.compile_logp(mode=PIPELINE_MODE)
+        data = rng.normal(size=N)
+        pm.MvNormal("y", np.zeros(N), cov=loadings @ loadings.T + EYE, observed=data)
     assert our_ops(rewritten([model.logp()])) == {"LowRankQuadLogdet{cov}": 1}
+    logp = model.compile_logp(mode=PIPELINE_MODE)
+    model.set_dim("factor", k, range(k))
+    point = {"loadings": rng.normal(size=(N, k))}
+    cov = point["loadings"] @ point["loadings"].T + EYE
+    expected = multivariate_normal.logpdf(data, cov=cov) + norm.logpdf(point["loadings"]).sum()
+    np.testing.assert_allclose(logp(point), expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("param", ["cov", "tau"])
+def test_diagonal_of_any_sign_beside_a_dim(rng, param):
+    """A negative diagonal leaves W @ W.T positive definite once W has as many columns as rows."""
+    with pm.Model(coords={"factor": range(2)}) as model:
+        loadings = pm.Normal("loadings", shape=(32, model.dim_lengths["factor"]))
+        matrix = loadings @ loadings.T + pm.Normal("b") * pt.eye(32)
+        pm.MvNormal("y", np.zeros(32), **{param: matrix}, observed=rng.normal(size=32))
+    with recording() as events:
+        assert our_ops(rewritten([model.logp()])) == {f"MvNormalLogp{{{param}}}": 1}
+    reasons = {event.reason for event in events if isinstance(event, Declined)}
+    assert any("not proven positive" in reason for reason in reasons)
+    logp = model.compile_logp(mode=PIPELINE_MODE)
+    model.set_dim("factor", 60, range(60))
     with mvn.disable():
-        reference = model.compile_logp(mode=PIPELINE_MODE)
-    for k in (1, K, 30):
-        point = {"loadings": rng.normal(size=(N, k))}
-        np.testing.assert_allclose(logp(point), reference(point), rtol=1e-10)
+        reference = model.compile_logp(mode=REFERENCE_MODE)
+    point = {"loadings": rng.normal(size=(32, 60)), "b": np.array(-0.1)}
+    assert np.isfinite(logp(point))
+    np.testing.assert_allclose(logp(point), reference(point), rtol=1e-9)
 
 
 def test_dims_of_many_factors(rng):

@@ -71,6 +71,9 @@ def replaced(entries, at=DIAGONAL, of=U):
 
 
 NEAR_MISSES = {
+    "set by one vector": pt.zeros((4, 3))[np.array([0, 2])].set(pt.exp(U[:2, None])),
+    "set by a mask": pt.zeros((3, 3))[np.eye(3, dtype=bool)].set(U[:3]),
+    "set by masks of both axes": pt.zeros((N, N))[np.arange(N) > 0, np.arange(N) > 0].set(U[0]),
     "plain packed vector": unpacked(U, N),
     "exponential of other entries": unpacked(replaced(pt.exp(U[[0, 1, 4]])), N),
     "exponential of another vector": unpacked(replaced(pt.exp(OTHER[DIAGONAL])), N),

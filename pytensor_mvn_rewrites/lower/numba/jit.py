@@ -14,7 +14,10 @@ from hashlib import sha256
 from pathlib import Path
 from types import FunctionType
 
+import llvmlite
+import numba
 import numpy as np
+import pytensor
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
@@ -22,8 +25,12 @@ from pytensor.configdefaults import config
 from pytensor.link.numba.cache import CACHED_SRC_FUNCTIONS, compile_numba_function_src
 from pytensor.link.numba.dispatch.basic import numba_njit
 
-#: The sources of the kernels: part of every cache key, because Numba's cache does not look at them
-SOURCES = sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))))
+#: The sources of the kernels, and what makes machine code of them: part of every cache key, because
+#: Numba's cache does not look at either
+SOURCES = sha256(
+    b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.rglob("*.py")))
+).hexdigest()
+VERSIONS = {package.__name__: package.__version__ for package in (pytensor, numba, llvmlite)}
 
 TABLE_TYPE = types.CPointer(types.intp)
 
@@ -70,8 +77,8 @@ _KERNELS: dict[str, tuple[int, Callable]] = {}
 
 
 def cache_key(*parts) -> str:
-    """Hash of `parts` and of the sources; functions with equal keys share machine code."""
-    return sha256(repr((SOURCES.hexdigest(), *parts)).encode()).hexdigest()
+    """Hash of `parts`, sources and versions; functions with equal keys share machine code."""
+    return sha256(repr((SOURCES, VERSIONS, *parts)).encode()).hexdigest()
 
 
 def kernel_address(name: str) -> int:
@@ -125,7 +132,7 @@ def bind(function: Callable, **constants) -> Callable:
 
 def compile_source(source: str, name: str, env: dict) -> tuple[Callable, str]:
     """Compile the function `name` of `source`, whose globals are `env`; return it and its key."""
-    key = cache_key(source)
+    key = cache_key(source, bool(config.numba__fastmath))
     # a cache entry names the module of its globals
     env = {"__name__": __name__, "np": np, **env}
     function = compile_numba_function_src(source, name, global_env=env, cache_key=key)

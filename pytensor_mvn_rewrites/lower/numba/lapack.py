@@ -6,9 +6,9 @@ Row-major storage read as LAPACK's column-major is the transpose: our lower tria
 import numba
 import numpy as np
 from numba.core import types
+from numba.extending import get_cython_function_address
 from pytensor.link.numba.cache import _call_cached_ptr
 from pytensor.link.numba.dispatch.basic import numba_njit
-from pytensor.link.numba.dispatch.linalg._BLAS import _BLAS
 from pytensor.link.numba.dispatch.linalg._LAPACK import (
     _LAPACK,
     get_lapack_ptr,
@@ -21,22 +21,28 @@ from pytensor_mvn_rewrites.lower.numba.jit import njit_exact
 
 _FLOAT64 = types.float64
 _INT_PTR = types.CPointer(types.int32)
-_POTRI_TYPE = types.FunctionType(
-    types.void(_INT_PTR, _INT_PTR, types.CPointer(types.float64), _INT_PTR, _INT_PTR)
-)
+_FLOAT_PTR = types.CPointer(_FLOAT64)
+_POTRI_TYPE = types.FunctionType(types.void(_INT_PTR, _INT_PTR, _FLOAT_PTR, _INT_PTR, _INT_PTR))
 
 #: What BLAS is asked to do with a matrix first
 AS_IS, TRANSPOSED = ord("N"), ord("T")
 
 _TRTRI_TYPE = types.FunctionType(
-    types.void(_INT_PTR, _INT_PTR, _INT_PTR, types.CPointer(types.float64), _INT_PTR, _INT_PTR)
+    types.void(_INT_PTR, _INT_PTR, _INT_PTR, _FLOAT_PTR, _INT_PTR, _INT_PTR)
+)
+#: How to multiply, three sizes, a factor, two matrices, another factor, the result
+_GEMM_TYPE = types.FunctionType(
+    types.void(
+        *(_INT_PTR,) * 5,
+        *(_FLOAT_PTR, _FLOAT_PTR, _INT_PTR, _FLOAT_PTR, _INT_PTR),
+        *(_FLOAT_PTR, _FLOAT_PTR, _INT_PTR),
+    )
 )
 
 potrf = _LAPACK.numba_xpotrf(_FLOAT64)
 geqrf = _LAPACK.numba_xgeqrf(_FLOAT64)
 orgqr = _LAPACK.numba_xorgqr(_FLOAT64)
 syevd = _LAPACK.numba_xsyevd(_FLOAT64)
-gemm = _BLAS.numba_xgemm(_FLOAT64)
 
 
 @numba_njit
@@ -91,6 +97,20 @@ def lapack_invert_factor(chol):
     info = val_to_int_ptr(0)
     upper, not_unit = val_to_int_ptr(ord("U")), val_to_int_ptr(ord("N"))
     trtri(upper, not_unit, val_to_int_ptr(n), chol.ctypes, val_to_int_ptr(n), info)
+
+
+@numba_njit
+def _get_gemm_pointer():
+    with numba.objmode(ptr=types.intp):
+        ptr = get_cython_function_address("scipy.linalg.cython_blas", "dgemm")
+    return ptr
+
+
+@numba_njit
+def gemm(TRANSA, TRANSB, M, N, K, ALPHA, A, LDA, B, LDB, BETA, C, LDC):
+    """Call BLAS's dgemm."""
+    fn = _call_cached_ptr(_get_gemm_pointer, _GEMM_TYPE, "scipy.blas.dgemm")
+    fn(TRANSA, TRANSB, M, N, K, ALPHA, A, LDA, B, LDB, BETA, C, LDC)
 
 
 @njit_exact

@@ -1,0 +1,258 @@
+"""What a shared variable holds may change after compiling: data, lengths, a sampler's variables.
+
+The same model with other data must give what the graph as it was written gives for them.
+"""
+
+import numpy as np
+import pymc as pm
+import pytensor
+import pytensor.tensor as pt
+import pytest
+from pymc.pytensorf import rewrite_pregrad
+from scipy.stats import multivariate_normal
+
+import pytensor_mvn_rewrites as mvn
+from tests.harness import PIPELINE_MODE, REFERENCE_MODE
+
+RNG = np.random.default_rng(20261129)
+N, Q = 40, 3
+DATA = RNG.normal(size=(N, Q))
+COV = np.eye(Q) + 0.2
+INDEX = np.arange(N) % 3 + 1
+X = RNG.normal(size=(N, Q))
+
+#: The log-density of a model of pm.Data D, and two values of D
+CASES = {}
+
+
+def case(before, after):
+    """Collect ``function(D, s)``, the mean and covariance; s is a positive parameter."""
+
+    def register(function):
+        CASES[function.__name__] = (function, np.asarray(before), np.asarray(after))
+        return function
+
+    return register
+
+
+@case(np.eye(Q), 4 * np.eye(Q))
+def covariance(D, s):
+    return s * np.ones(Q), D + 0.1 * np.eye(Q)
+
+
+@case(np.eye(Q), 4 * np.eye(Q))
+def scaled_symmetric_covariance(D, s):
+    return np.zeros(Q), s * (D + D.T)
+
+
+@case(np.eye(Q), 4 * np.eye(Q))
+def covariance_per_row(D, s):
+    return np.zeros(Q), s * (D + np.stack([np.eye(Q), COV]))[INDEX % 2]
+
+
+@case(np.eye(Q), 4 * np.eye(Q))
+def cholesky_factor(D, s):
+    return np.zeros(Q), s * (2 * D @ (2 * D).T)
+
+
+@case(np.arange(3.0), [0.0, 0.1, 0.5])
+def covariance_function(D, s):
+    return np.zeros(Q), s * (pt.exp(-((D[:, None] - D) ** 2)) + 0.1 * np.eye(Q))
+
+
+@case([1.0, 2.0, 3.0], [2.0, 0.1, 1.0])
+def diagonal(D, s):
+    return np.zeros(Q), s * pt.diag(D + 1)
+
+
+@case(2.0, 5.0)
+def scale(D, s):
+    return s * np.ones(Q), (D + 1) * COV
+
+
+@case(INDEX, INDEX[::-1] % 3 + 1)
+def index_of_the_mean(D, s):
+    return (s * np.arange(9.0).reshape(3, 3))[D - 1], COV
+
+
+@case(INDEX, INDEX[::-1] % 3 + 1)
+def index_of_the_covariance(D, s):
+    return np.zeros(Q), (s * np.stack([COV, 2 * COV, 3 * COV]))[D - 1]
+
+
+@case(X, 3 * X[::-1])
+def centered_design(D, s):
+    return (D - D.mean(0)) @ (s * np.arange(9.0).reshape(3, 3)), COV
+
+
+@case(X, 3 * X[::-1])
+def scaled_offset(D, s):
+    return s + 2 * D, COV
+
+
+def model_of(function, value) -> pm.Model:
+    with pm.Model() as model:
+        s = pm.HalfNormal("s")
+        mu, cov = function(pm.Data("D", value), s)
+        pm.MvNormal("y", mu, cov=cov, observed=DATA)
+    return model
+
+
+def logp_and_gradient(model, mode):
+    return model.compile_fn([model.logp(), model.dlogp()], inputs=model.value_vars, mode=mode)
+
+
+@pytest.mark.parametrize("loop", [False, True], ids=["one density", "loop"])
+@pytest.mark.parametrize("name", CASES)
+def test_set_data(name, loop):
+    function, before, after = CASES[name]
+    model = model_of(function, before)
+    if loop:
+        with model:
+            for i in range(3):
+                mu, cov = function(model["D"], pm.HalfNormal(f"s_{i}"))
+                pm.MvNormal(f"y_{i}", mu, cov=cov, observed=DATA + i)
+    fn = logp_and_gradient(model, PIPELINE_MODE)
+    with mvn.disable():
+        reference = logp_and_gradient(model, REFERENCE_MODE)
+    point = {name: value + 0.2 for name, value in model.initial_point().items()}
+    results = []
+    for value in (before, after):
+        with model:
+            pm.set_data({"D": value})
+        results.append(reference(point))
+        for got, want in zip(fn(point), results[-1], strict=True):
+            np.testing.assert_allclose(got, want, rtol=1e-10)
+    assert not np.allclose(results[0][0], results[1][0])
+
+
+def test_set_dim():
+    with pm.Model(coords={"f": range(Q)}) as model:
+        s = pm.HalfNormal("s")
+        y = pm.Data("D", DATA, dims=("row", "f"))
+        cov = s * (pt.eye(model.dim_lengths["f"]) + 0.5)
+        pm.MvNormal("y", 0, cov=cov, observed=y)
+    logp = model.compile_logp(mode=PIPELINE_MODE)
+    larger = np.hstack([DATA, DATA])
+    with model:
+        pm.set_data({"D": larger}, coords={"f": range(2 * Q)})
+    with mvn.disable():
+        reference = model.compile_logp(mode=REFERENCE_MODE)
+    point = {"s_log__": np.array(0.3)}
+    np.testing.assert_allclose(logp(point), reference(point), rtol=1e-12)
+
+
+def rows_and_scale(seed_of_data=0) -> pm.Model:
+    """The loop whose two parameters a step method takes in turn."""
+    rng = np.random.default_rng(seed_of_data)
+    with pm.Model() as model:
+        mu, s = pm.Normal("mu", 0, 3, shape=2), pm.HalfNormal("s")
+        for n in range(4):
+            pm.MvNormal(f"y{n}", mu, s * (np.eye(2) + 0.5), observed=rng.normal(2, size=(8, 2)))
+    return model
+
+
+@pytest.mark.filterwarnings("ignore")  # of the sampler, about so few draws
+@pytest.mark.parametrize("step", [pm.Metropolis, pm.Slice], ids=lambda step: step.__name__)
+def test_step_methods(step):
+    """The other variables of a step method are shared: the chain is the one without the plugin."""
+    chains = []
+    for context in (mvn.enable, mvn.disable):
+        with context(), rows_and_scale():
+            idata = pm.sample(
+                draws=30,
+                tune=30,
+                chains=1,
+                cores=1,
+                step=step(compile_kwargs={"mode": PIPELINE_MODE}),
+                progressbar=False,
+                random_seed=1,
+                compute_convergence_checks=False,
+            )
+        chains.append(idata.posterior)
+    for name in ("mu", "s"):
+        np.testing.assert_allclose(chains[0][name], chains[1][name], rtol=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("batch_size", [None, 10], ids=["all rows", "minibatch"])
+def test_variational_inference(batch_size):
+    """Of the loss, the parameters of the approximation are shared, and draws are its inputs."""
+    histories = []
+    for context in (mvn.enable, mvn.disable):
+        with context(), pm.Model():
+            mu, s = pm.Normal("mu", 0, 3, shape=Q), pm.HalfNormal("s")
+            y = DATA if batch_size is None else pm.Minibatch(DATA, batch_size=batch_size)
+            pm.MvNormal("y", mu, s * COV, observed=y, total_size=N)
+            kwargs = {"compile_kwargs": {"mode": PIPELINE_MODE}, "progressbar": False}
+            histories.append(pm.fit(8, random_seed=3, **kwargs).hist)
+    np.testing.assert_allclose(histories[0], histories[1], rtol=1e-9)
+    assert np.ptp(histories[0]) > 0.1
+
+
+def test_draws_before_the_gradient():
+    """The likelihood stays when draws of shared parameters stand for the variables of a model."""
+    loc, log_sd = pytensor.shared(np.zeros(2), "loc"), pytensor.shared(np.zeros(2), "log_sd")
+    rng = pytensor.shared(np.random.default_rng(1), "rng")
+    results = []
+    for context in (mvn.enable, mvn.disable):
+        with context():
+            model = rows_and_scale()
+            _, noise = pt.random.normal(size=(3,), rng=rng, return_next_rng=True)
+            mu = loc + pt.exp(log_sd) * noise[:2]
+            logp = model.logp()
+            inputs = dict(zip(model.value_vars, (mu, noise[2]), strict=True))
+            [logp] = pytensor.graph.replace.graph_replace([logp], inputs)
+            logp = rewrite_pregrad(logp)
+            gradient = pt.grad(logp, [loc, log_sd])
+            fn = pytensor.function([], [logp, *gradient], mode=PIPELINE_MODE)
+            for value in (0.0, 1.5):
+                loc.set_value(np.full(2, value))
+                results.append(fn())
+    for ours, reference in zip(results[:2], results[2:], strict=True):
+        for got, want in zip(ours, reference, strict=True):
+            np.testing.assert_allclose(got, want, rtol=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("n_particles", [1, 3])
+def test_fit_advi(n_particles):
+    advi = pytest.importorskip("pymc_extras.inference.advi.fit")
+    histories = []
+    for context in (mvn.enable, mvn.disable):
+        with context():
+            idata = advi.fit_advi(
+                rows_and_scale(),
+                n_steps=6,
+                draws=2,
+                n_particles=n_particles,
+                random_seed=3,
+                compile_kwargs={"mode": PIPELINE_MODE},
+            )
+        histories.append(idata["fit"].elbo)
+    np.testing.assert_allclose(histories[0], histories[1], rtol=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_nutpie_with_other_data():
+    nutpie = pytest.importorskip("nutpie")
+    with pm.Model() as model:
+        mu = pm.Normal("mu", 0, 100, shape=Q)
+        pm.MvNormal("y", mu + 2 * pm.Data("D", X), cov=COV, observed=DATA)
+    compiled = nutpie.compile_pymc_model(model).with_data(D=X + 5)
+    idata = nutpie.sample(compiled, draws=100, tune=100, chains=1, seed=1, progress_bar=False)
+    # the mean of a normal of known covariance; its standard deviation is 0.17
+    expected = (DATA - 2 * (X + 5)).mean(axis=0)
+    np.testing.assert_allclose(idata.posterior["mu"].mean(("chain", "draw")), expected, atol=0.15)
+
+
+def test_against_scipy():
+    with pm.Model() as model:
+        D = pm.Data("D", np.eye(Q))
+        pm.MvNormal("y", pm.Flat("mu", shape=Q), cov=D + 0.1 * np.eye(Q), observed=DATA)
+    logp = model.compile_logp(mode=PIPELINE_MODE)
+    with model:
+        pm.set_data({"D": 4 * np.eye(Q)})
+    expected = multivariate_normal.logpdf(DATA, np.ones(Q), 4.1 * np.eye(Q)).sum()
+    np.testing.assert_allclose(logp({"mu": np.ones(Q)}), expected, rtol=1e-12)
