@@ -4,6 +4,7 @@ import pytest
 
 from tests.generated.fuzz import Summary, hunt, report
 from tests.generated.grammar import (
+    Blocks,
     Given,
     Gram,
     Kron,
@@ -112,6 +113,18 @@ CROSSINGS = {
     "lengths of dims, many points at once": Model(
         (Loop(2, 2, (Member(Sandwich("indexed", Given(2, "constant"), "outer * m")),), dims=True),),
         seed=4,
+    ),
+    "a diagonal of blocks": Model(
+        (
+            Loop(
+                n=3,
+                terms=3,
+                members=(
+                    Member(Blocks((Root(1, "indexed"), Root(2, "indexed")), "block_diag"), "chol"),
+                ),
+                kind="formula",
+            ),
+        ),
     ),
     "missing values": Model((), ("missing values",)),
     "assigned rows": Model((), ("assigned rows",)),
