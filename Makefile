@@ -1,5 +1,7 @@
 # make demo    the loop model and the iris model, rewritten and not, on this machine
 # make test    all tests and the examples of the docstrings
+# make fuzz    generated models against the graph as written, for FUZZ_SECONDS (600) or
+#              until there are FUZZ_MODELS
 # make lint    ruff and mypy
 # make bench   the benchmark in short; `make bench BENCH_ARGS=` runs all of it
 #
@@ -10,13 +12,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?= -n 2 --dist loadfile
 BENCH_ARGS ?= --short
+FUZZ_SECONDS ?= 600
+FUZZ_MODELS ?=
 PYTHON ?=
 
 CANDIDATES := $(or $(PYTHON),python3 python3.12 python3.13 python3.14 python)
 SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 12) <= sys.version_info < (3, 15))
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test fuzz lint bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed-bench
@@ -24,6 +28,9 @@ demo: $(VENV)/installed-bench
 
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+fuzz: $(VENV)/installed-test
+	FUZZ_SECONDS=$(FUZZ_SECONDS) FUZZ_MODELS=$(FUZZ_MODELS) $(BIN)/python -m tests.generated.fuzz
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -17,10 +17,10 @@ from scipy.stats import multivariate_normal
 
 import pytensor_mvn_rewrites as mvn
 from pytensor_mvn_rewrites.ops.gaussian import GaussianOp
+from tests.generated.oracles import density_and_gradient
 from tests.harness import PIPELINE_MODE
 from tests.lower.test__groups import lowered_in_python
 from tests.lower.test_numba_backend import lowered_nodes
-from tests.test_generated_models import logp_and_gradient
 from tests.test_models import on_and_off
 
 RNG = np.random.default_rng(20261124)
@@ -331,9 +331,9 @@ def random_points(model, seed=0, points=2):
 
 def assert_same_logp_and_gradient(model, rtol=1e-9):
     """Log-density and gradient, taken of the rewritten log-density as PyMC does."""
-    on = logp_and_gradient(model, rewrite_pregrad(model.logp()))
+    on = density_and_gradient(model.value_vars, rewrite_pregrad(model.logp()))
     with mvn.disable():
-        off = logp_and_gradient(model, model.logp())
+        off = density_and_gradient(model.value_vars, model.logp())
     for point in random_points(model):
         for got, want in zip(on(*point), off(*point), strict=True):
             assert np.isfinite(want).all()

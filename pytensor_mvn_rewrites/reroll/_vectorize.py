@@ -1,5 +1,6 @@
 """Batching one node: PyTensor's ``_vectorize_node``, minus what it does badly in a log-density."""
 
+import numpy as np
 import pytensor.tensor as pt
 from pymc.logprob.utils import CheckParameterValue
 from pytensor.compile.builders import OpFromGraph
@@ -8,7 +9,8 @@ from pytensor.graph.op import Op
 from pytensor.graph.replace import _vectorize_node
 from pytensor.graph.traversal import toposort
 from pytensor.tensor.basic import Alloc, ScalarFromTensor, TensorFromScalar
-from pytensor.tensor.blockwise import vectorize_node_fallback
+from pytensor.tensor.blockwise import Blockwise, vectorize_node_fallback
+from pytensor.tensor.linalg.constructors import BlockDiagonal
 from pytensor.tensor.shape import Reshape, Shape, Shape_i, SpecifyShape
 from pytensor.tensor.subtensor import (
     AdvancedIncSubtensor,
@@ -60,6 +62,8 @@ def vectorize(node: Apply, batched: list[Variable | None], count: int) -> list[V
             return [_gather(node, batched, count)]
         case IncSubtensor() | AdvancedIncSubtensor():
             return [_inc_subtensor(node, inputs, batched, count)]
+        case BlockDiagonal() | Blockwise(core_op=BlockDiagonal()):
+            return [_block_diagonal(node, inputs, count)]
         case OpFromGraph() if not isinstance(node.op, FusedOp) and _has_fallback_only(node.op):
             return _inner_graph(node, batched, count)
         case op if _has_fallback_only(op) and not hasattr(op, "gufunc_signature"):
@@ -70,6 +74,22 @@ def vectorize(node: Apply, batched: list[Variable | None], count: int) -> list[V
 
 def _has_fallback_only(op: Op) -> bool:
     return _vectorize_node.dispatch(type(op)) is vectorize_node_fallback
+
+
+def _block_diagonal(node, inputs, count: int) -> Variable:
+    """Blocks that are set into zeros: PyTensor's rules for a batched ``block_diag`` are wrong.
+
+    Its determinant is another number, and its diagonal an error.
+    """
+    if any(None in block.type.shape[-2:] or block.type.ndim > 2 for block in node.inputs):
+        raise CannotBatch("block_diag of blocks of unknown size, or of stacks of them")
+    shapes = [block.type.shape for block in node.inputs]
+    ends = np.cumsum(shapes, axis=0)
+    result = pt.zeros((count, *ends[-1].tolist()), dtype=node.outputs[0].type.dtype)
+    for block, shape, end in zip(inputs, shapes, ends, strict=True):
+        rows, columns = (slice(e - n, e) for e, n in zip(end.tolist(), shape, strict=True))
+        result = result[:, rows, columns].set(block)
+    return result
 
 
 def _check(node, inputs) -> Variable:

@@ -223,3 +223,21 @@ def test_submatrices_in_a_model(rng, term):
     graph, values = model.logp(), model.value_vars
     point = {value: rng.normal(size=value.type.shape) for value in values}
     assert_same_when_compiled(graph, point)
+
+
+@pytest.mark.parametrize("of", ["diagonal", "determinant", "trace"])
+def test_blocks_in_a_loop(of):
+    """PyTensor's rules for a batched ``block_diag`` raise, or give another determinant."""
+    a, b = pt.tensor3("a", shape=(4, 2, 2)), pt.tensor3("b", shape=(4, 3, 3))
+
+    def term(i):
+        matrix = pt.linalg.block_diag(pt.exp(a[i]), pt.exp(b[i]) + np.eye(3))
+        if of == "diagonal":
+            return pt.log(pt.diag(matrix)).sum()
+        return pt.linalg.det(matrix) if of == "determinant" else pt.diag(matrix @ matrix).sum()
+
+    graph = sum(pt.exp(-(term(i) ** 2)) for i in range(4))
+    rng = np.random.default_rng(0)
+    values = {a: rng.normal(size=(4, 2, 2)), b: rng.normal(size=(4, 3, 3))}
+    new = rewritten([graph])
+    assert_same_numbers([graph], new, values)
