@@ -14,19 +14,14 @@ from functools import cache
 import pymc
 import pytensor.tensor as pt
 from pymc.distributions import multivariate
-from pymc.distributions.multivariate import (
-    KroneckerNormalRV,
-    PrecisionMvNormalRV,
-    _lkj_normalizing_constant,
-    _LKJCholeskyCovRV,
-)
-from pymc.logprob.abstract import _logprob
+from pymc.distributions.multivariate import KroneckerNormalRV, PrecisionMvNormalRV
 from pymc.logprob.basic import logp as logp_of
 from pymc.logprob.utils import CheckParameterValue
 from pytensor.graph.basic import Apply, Constant
 from pytensor.graph.rewriting.basic import node_rewriter
 from pytensor.tensor.random.basic import MvNormalRV
 
+from pytensor_mvn_rewrites._upstream import _lkj_normalizing_constant, _LKJCholeskyCovRV, _logprob
 from pytensor_mvn_rewrites.ops import mvnormal_logp, noisy_kronecker_quad_logdet, packed_cholesky
 from pytensor_mvn_rewrites.pipeline import logprob
 from pytensor_mvn_rewrites.structure._symmetry import is_symmetric

@@ -39,12 +39,9 @@ from pytensor.tensor.math import Dot
 from pytensor.tensor.random.type import RandomType
 from pytensor.tensor.rewriting.basic import unconditional_constant_folding
 from pytensor.tensor.shape import Reshape, SpecifyShape, specify_shape
-from pytensor.tensor.subtensor import (
-    AdvancedSubtensor,
-    Subtensor,
-    _is_provably_positive,
-    indices_from_subtensor,
-)
+from pytensor.tensor.subtensor import AdvancedSubtensor, Subtensor, indices_from_subtensor
+
+from pytensor_mvn_rewrites._upstream import _is_provably_positive
 
 #: An entry of the order of a `DimShuffle`: an axis, or "x" for a new one.
 Axis = Any

@@ -8,12 +8,13 @@ import pytensor.tensor as pt
 from pymc.logprob.utils import CheckParameterValue
 from pytensor.compile.mode import optdb
 from pytensor.graph.basic import Apply, Constant
-from pytensor.graph.replace import _vectorize_node
 from pytensor.graph.rewriting.basic import dfs_rewriter, node_rewriter
 from pytensor.raise_op import Assert
 from pytensor.tensor.basic import ScalarFromTensor, scalar_from_tensor, tensor_copy
 from pytensor.tensor.shape import SpecifyShape
 from pytensor.tensor.type_other import NoneTypeT
+
+from pytensor_mvn_rewrites._upstream import _vectorize_node
 
 
 class BatchedCheck(CheckParameterValue):

@@ -22,9 +22,9 @@ import pytensor
 import pytensor.tensor as pt
 from pytensor.gradient import DisconnectedType, disconnected_type
 from pytensor.graph.basic import Variable
-from pytensor.graph.replace import _vectorize_node
 from pytensor.tensor.symbolic import TensorSymbolicOp
-from pytensor.tensor.utils import _parse_gufunc_signature
+
+from pytensor_mvn_rewrites._upstream import _parse_gufunc_signature, _vectorize_node
 
 PARAMS = ("cov", "chol", "tau")
 

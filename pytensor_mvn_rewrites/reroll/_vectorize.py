@@ -6,7 +6,6 @@ from pymc.logprob.utils import CheckParameterValue
 from pytensor.compile.builders import OpFromGraph
 from pytensor.graph.basic import Apply, Variable
 from pytensor.graph.op import Op
-from pytensor.graph.replace import _vectorize_node
 from pytensor.graph.traversal import toposort
 from pytensor.tensor.basic import Alloc, ScalarFromTensor, TensorFromScalar
 from pytensor.tensor.blockwise import Blockwise, vectorize_node_fallback
@@ -21,6 +20,7 @@ from pytensor.tensor.subtensor import (
 )
 from pytensor.tensor.type import TensorType
 
+from pytensor_mvn_rewrites._upstream import _vectorize_node
 from pytensor_mvn_rewrites.matching import is_mask
 from pytensor_mvn_rewrites.ops.check import batched_check
 from pytensor_mvn_rewrites.ops.gaussian import FusedOp

@@ -7,16 +7,16 @@ import numba
 import numpy as np
 from numba.core import types
 from numba.extending import get_cython_function_address
-from pytensor.link.numba.cache import _call_cached_ptr
 from pytensor.link.numba.dispatch.basic import numba_njit
-from pytensor.link.numba.dispatch.linalg._LAPACK import (
+
+from pytensor_mvn_rewrites._upstream import (
     _LAPACK,
+    _call_cached_ptr,
     get_lapack_ptr,
     int_ptr_to_val,
     val_to_dptr,
     val_to_int_ptr,
 )
-
 from pytensor_mvn_rewrites.lower.numba.jit import njit_exact
 
 _FLOAT64 = types.float64
