@@ -1,5 +1,6 @@
 """What the structures have in common: scales, and Kronecker products in all their forms."""
 
+import math
 from functools import reduce
 from operator import mul
 
@@ -17,7 +18,9 @@ from pytensor_mvn_rewrites.matching import (
     matrix_view,
     scalar_constant,
 )
-from pytensor_mvn_rewrites.structure.diagonal import diagonal_of
+from pytensor_mvn_rewrites.ops.eigen import length
+from pytensor_mvn_rewrites.structure._diagonal import diagonal_of
+from pytensor_mvn_rewrites.structure._symmetry import is_symmetric
 
 
 def static_size(matrix: Tensor) -> int | None:
@@ -113,3 +116,19 @@ def multiple_of_identity(matrix: Tensor) -> float | None:
     """The w of ``w * eye(n)``, n > 1."""
     diag = diagonal_of(matrix) if static_size(matrix) not in (None, 1) else None
     return None if diag is None else scalar_constant(diag)
+
+
+def sizes_of(fgraph, factors: list[Tensor], total: int | None) -> list[Tensor | int] | None:
+    """The sizes of Kronecker factors, numbers where the types tell them; None if unproven.
+
+    Where one is known at run time only, the wrong one is an error as in the dense graph.
+    """
+    sizes: list = [static_size(factor) for factor in factors]
+    if None not in sizes:
+        product = math.prod(sizes)
+        return sizes if product != 0 and total in (None, product) else None
+    proven = (
+        size is not None or is_symmetric(fgraph, factor)
+        for size, factor in zip(sizes, factors, strict=True)
+    )
+    return [length(factor) for factor in factors] if total and all(proven) else None

@@ -49,7 +49,7 @@ from pytensor_mvn_rewrites.matching import (
     scalar_constant,
     takes_whole_matrices,
 )
-from pytensor_mvn_rewrites.structure.diagonal import diagonal_of
+from pytensor_mvn_rewrites.structure._diagonal import diagonal_of
 
 #: No proof goes deeper into the graph.
 MAX_DEPTH = 50

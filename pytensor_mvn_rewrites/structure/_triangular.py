@@ -6,7 +6,7 @@ Tags and PyTensor's assumptions say only the first, and do not survive stacking,
 from enum import IntEnum
 
 import numpy as np
-from pytensor.assumptions import LOWER_TRIANGULAR, check_assumption
+from pytensor.assumptions import LOWER_TRIANGULAR, UPPER_TRIANGULAR, check_assumption
 from pytensor.graph.basic import Apply, Variable
 from pytensor.graph.fg import FunctionGraph
 from pytensor.scalar.basic import GE, Add, Cast, Mul, Neg, Sub, Switch, TrueDiv
@@ -33,7 +33,7 @@ from pytensor_mvn_rewrites.matching import (
     takes_whole_matrices,
 )
 from pytensor_mvn_rewrites.ops import PackedCholesky
-from pytensor_mvn_rewrites.structure.diagonal import is_square
+from pytensor_mvn_rewrites.structure._diagonal import is_square
 
 
 class Triangularity(IntEnum):
@@ -179,3 +179,18 @@ def _has_positive_entries(entries: Variable, positions: np.ndarray) -> bool:
             where = positions_of(index[-1])
             return where is not None and set(positions) <= set(where) and is_positive(values)
     return False
+
+
+def is_transpose_of(var, other) -> bool:
+    """Whether `var` is `other.mT`, seen through PyTensor's expansion of batch dimensions."""
+    match var.owner_op_and_inputs:
+        case (DimShuffle(is_left_expanded_matrix_transpose=True), inner):
+            return inner is other
+    return False
+
+
+def is_upper_triangular(fgraph, matrix) -> bool:
+    """Whether PyTensor, or a tag that PyMC sets, says so."""
+    return getattr(matrix.tag, "upper_triangular", False) or check_assumption(
+        fgraph, matrix, UPPER_TRIANGULAR
+    )

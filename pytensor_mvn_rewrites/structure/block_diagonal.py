@@ -30,6 +30,7 @@ from pytensor_mvn_rewrites.matching import (
 )
 from pytensor_mvn_rewrites.pipeline import structure
 from pytensor_mvn_rewrites.structure._assemble import outputs_like
+from pytensor_mvn_rewrites.structure._diagonal import diagonal_of, is_square
 from pytensor_mvn_rewrites.structure._kron import (
     kron_factors,
     kron_operands,
@@ -38,7 +39,6 @@ from pytensor_mvn_rewrites.structure._kron import (
     static_size,
 )
 from pytensor_mvn_rewrites.structure._structure import Structure
-from pytensor_mvn_rewrites.structure.diagonal import diagonal_of, is_square
 
 #: A constant matrix of blocks of several sizes is split from this size on: each size is a node.
 MIN_RAGGED_CONSTANT = 32

@@ -4,9 +4,7 @@ from dataclasses import dataclass
 from typing import Self
 
 import pytensor.tensor as pt
-from pytensor.assumptions import UPPER_TRIANGULAR, check_assumption
 from pytensor.tensor.blockwise import Blockwise
-from pytensor.tensor.elemwise import DimShuffle
 from pytensor.tensor.math import Dot
 
 from pytensor_mvn_rewrites.matching import (
@@ -17,7 +15,12 @@ from pytensor_mvn_rewrites.matching import (
 )
 from pytensor_mvn_rewrites.pipeline import structure
 from pytensor_mvn_rewrites.structure._structure import Structure
-from pytensor_mvn_rewrites.structure._triangular import Triangularity, triangularity
+from pytensor_mvn_rewrites.structure._triangular import (
+    Triangularity,
+    is_transpose_of,
+    is_upper_triangular,
+    triangularity,
+)
 
 
 @structure
@@ -65,18 +68,3 @@ class Gram(Structure):
     def cholesky(self):
         """The L."""
         return self.chol
-
-
-def is_transpose_of(var, other) -> bool:
-    """Whether `var` is `other.mT`, seen through PyTensor's expansion of batch dimensions."""
-    match var.owner_op_and_inputs:
-        case (DimShuffle(is_left_expanded_matrix_transpose=True), inner):
-            return inner is other
-    return False
-
-
-def is_upper_triangular(fgraph, matrix) -> bool:
-    """Whether PyTensor, or a tag that PyMC sets, says so."""
-    return getattr(matrix.tag, "upper_triangular", False) or check_assumption(
-        fgraph, matrix, UPPER_TRIANGULAR
-    )

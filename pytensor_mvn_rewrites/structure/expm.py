@@ -13,8 +13,8 @@ from pytensor_mvn_rewrites.ops import expm_quad_logdet
 from pytensor_mvn_rewrites.pipeline import structure
 from pytensor_mvn_rewrites.structure._kron import split_scale, static_size, without_batch_dims
 from pytensor_mvn_rewrites.structure._structure import Structure
+from pytensor_mvn_rewrites.structure._sums import split_noise
 from pytensor_mvn_rewrites.structure._symmetry import is_symmetric
-from pytensor_mvn_rewrites.structure.kronecker_noise import split_noise
 
 
 @structure

@@ -8,6 +8,7 @@ import pytensor.tensor as pt
 
 from pytensor_mvn_rewrites.matching import Tensor, constant_value, is_real_float
 from pytensor_mvn_rewrites.pipeline import structure
+from pytensor_mvn_rewrites.structure._diagonal import diagonal_of
 from pytensor_mvn_rewrites.structure._kron import kron_factors, split_scale, static_size
 from pytensor_mvn_rewrites.structure._rowwise import (
     NotRowwise,
@@ -15,9 +16,8 @@ from pytensor_mvn_rewrites.structure._rowwise import (
     with_other_rows,
 )
 from pytensor_mvn_rewrites.structure._structure import Structure
+from pytensor_mvn_rewrites.structure._sums import repeated_entry, terms_of_sum
 from pytensor_mvn_rewrites.structure.block_diagonal import blocks_of
-from pytensor_mvn_rewrites.structure.diagonal import diagonal_of
-from pytensor_mvn_rewrites.structure.kronecker_noise import repeated_entry, terms_of_sum
 
 #: Below it the kernel of the dense density is faster than the products with eigenvectors.
 MIN_SIZE = 8

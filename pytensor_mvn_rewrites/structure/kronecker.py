@@ -23,11 +23,15 @@ from pytensor_mvn_rewrites.matching import (
 from pytensor_mvn_rewrites.ops import inv_quad_logdet, whiten_by
 from pytensor_mvn_rewrites.ops.eigen import SharedRows, length, lengths
 from pytensor_mvn_rewrites.pipeline import structure
-from pytensor_mvn_rewrites.structure._kron import kron_factors, multiple_of_identity, static_size
+from pytensor_mvn_rewrites.structure._diagonal import diagonal_of
+from pytensor_mvn_rewrites.structure._kron import (
+    kron_factors,
+    multiple_of_identity,
+    sizes_of,
+)
 from pytensor_mvn_rewrites.structure._structure import Structure, known_cholesky_factor
 from pytensor_mvn_rewrites.structure._symmetry import is_symmetric
 from pytensor_mvn_rewrites.structure._triangular import Triangularity, triangularity
-from pytensor_mvn_rewrites.structure.diagonal import diagonal_of
 
 NOT_SYMMETRIC = (
     "a Kronecker factor is not proven symmetric: declare it with "
@@ -105,22 +109,6 @@ class Kronecker(Structure):
         if delta.type.broadcastable[-1]:
             return None
         return whiten_along_axes(self.fgraph, delta, self.factors, self.sizes, param)
-
-
-def sizes_of(fgraph, factors: list[Tensor], total: int | None) -> list[Tensor | int] | None:
-    """The sizes of Kronecker factors, numbers where the types tell them; None if unproven.
-
-    Where one is known at run time only, the wrong one is an error as in the dense graph.
-    """
-    sizes: list = [static_size(factor) for factor in factors]
-    if None not in sizes:
-        product = math.prod(sizes)
-        return sizes if product != 0 and total in (None, product) else None
-    proven = (
-        size is not None or is_symmetric(fgraph, factor)
-        for size, factor in zip(sizes, factors, strict=True)
-    )
-    return [length(factor) for factor in factors] if total and all(proven) else None
 
 
 def with_positive_signs(fgraph, scale, factors: list[Tensor], param: str) -> list[Tensor]:

@@ -18,9 +18,9 @@ from pytensor_mvn_rewrites.ops import NoisyKroneckerQuadLogdet, noisy_kronecker_
 from pytensor_mvn_rewrites.ops.kronecker import quad_logdet_of_eigendecompositions
 from pytensor_mvn_rewrites.pipeline import structure
 from pytensor_mvn_rewrites.structure._assemble import from_parts, outputs_like
+from pytensor_mvn_rewrites.structure._diagonal import diagonal_of
 from pytensor_mvn_rewrites.structure._kron import static_size
 from pytensor_mvn_rewrites.structure._symmetry import is_transpose
-from pytensor_mvn_rewrites.structure.diagonal import diagonal_of
 from pytensor_mvn_rewrites.structure.kronecker import whiten_along_axes, with_positive_signs
 
 

@@ -22,6 +22,7 @@ from pytensor_mvn_rewrites.matching import (
 from pytensor_mvn_rewrites.ops import noisy_kronecker_quad_logdet
 from pytensor_mvn_rewrites.ops.eigen import SharedRows, length, lengths
 from pytensor_mvn_rewrites.pipeline import structure
+from pytensor_mvn_rewrites.structure._diagonal import diagonal_of, product, without_round_trip
 from pytensor_mvn_rewrites.structure._kron import (
     kron_factors,
     multiple_of_identity,
@@ -29,9 +30,8 @@ from pytensor_mvn_rewrites.structure._kron import (
     without_batch_dims,
 )
 from pytensor_mvn_rewrites.structure._structure import Structure, known_cholesky_factor
+from pytensor_mvn_rewrites.structure._sums import terms_of_sum
 from pytensor_mvn_rewrites.structure._symmetry import is_symmetric
-from pytensor_mvn_rewrites.structure.diagonal import diagonal_of, product, without_round_trip
-from pytensor_mvn_rewrites.structure.kronecker_noise import terms_of_sum
 
 NOT_PROVEN = (
     "neither of two Kronecker products has factors that are all proven positive definite: declare "

@@ -35,9 +35,9 @@ from pytensor_mvn_rewrites.matching import (
 from pytensor_mvn_rewrites.ops import low_rank_quad_logdet
 from pytensor_mvn_rewrites.ops.low_rank import times
 from pytensor_mvn_rewrites.pipeline import structure
+from pytensor_mvn_rewrites.structure._diagonal import diagonal_of, is_square
 from pytensor_mvn_rewrites.structure._structure import Structure
 from pytensor_mvn_rewrites.structure._symmetry import dot_chain, is_transpose
-from pytensor_mvn_rewrites.structure.diagonal import diagonal_of, is_square
 
 #: Smaller dense matrices are factored faster: 1.3 times at n = 16, but 0.65 times at n = 32 (value
 #: and gradient on Numba, rank n / 8).

@@ -28,7 +28,7 @@ from pytensor_mvn_rewrites.ops import PackedCholesky, packed_cholesky
 from pytensor_mvn_rewrites.ops.packed_cholesky import diagonal_positions
 from pytensor_mvn_rewrites.pipeline import structure
 from pytensor_mvn_rewrites.structure._assemble import outputs_like
-from pytensor_mvn_rewrites.structure.cholesky_given import is_transpose_of
+from pytensor_mvn_rewrites.structure._triangular import is_transpose_of
 
 
 @structure

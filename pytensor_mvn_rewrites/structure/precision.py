@@ -16,10 +16,10 @@ from pytensor_mvn_rewrites.matching import (
 )
 from pytensor_mvn_rewrites.pipeline import structure
 from pytensor_mvn_rewrites.structure._assemble import outputs_like
+from pytensor_mvn_rewrites.structure._diagonal import diagonal_of
 from pytensor_mvn_rewrites.structure._kron import split_scale
 from pytensor_mvn_rewrites.structure._structure import Structure
 from pytensor_mvn_rewrites.structure._symmetry import is_symmetric
-from pytensor_mvn_rewrites.structure.diagonal import diagonal_of
 
 NOT_SYMMETRIC = (
     "the precision is not proven symmetric: declare it with "

@@ -18,12 +18,12 @@ from pytensor_mvn_rewrites.matching import (
 )
 from pytensor_mvn_rewrites.ops import inv_quad_logdet
 from pytensor_mvn_rewrites.pipeline import structure
+from pytensor_mvn_rewrites.structure._diagonal import without_round_trip
 from pytensor_mvn_rewrites.structure._structure import Structure, describe, known_cholesky_factor
 from pytensor_mvn_rewrites.structure._symmetry import (
     elementwise_factors,
     is_transpose,
 )
-from pytensor_mvn_rewrites.structure.diagonal import without_round_trip
 
 
 @structure

@@ -12,8 +12,11 @@ from pytensor_mvn_rewrites.pipeline import structure
 from pytensor_mvn_rewrites.structure._assemble import outputs_like
 from pytensor_mvn_rewrites.structure._structure import Structure
 from pytensor_mvn_rewrites.structure._symmetry import is_transpose
-from pytensor_mvn_rewrites.structure._triangular import Triangularity, triangularity
-from pytensor_mvn_rewrites.structure.cholesky_given import is_upper_triangular
+from pytensor_mvn_rewrites.structure._triangular import (
+    Triangularity,
+    is_upper_triangular,
+    triangularity,
+)
 
 
 @structure
