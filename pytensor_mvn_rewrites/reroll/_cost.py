@@ -20,6 +20,8 @@ terms  as written              re-rolled
 ====== ======================= =======================
 
 So a pack of them must be long, while what factorizes a matrix in each term pays from two terms on.
+Terms of slices of one variable, as of the point of a sampler, need no stack: three priors of LKJ
+factors without a density run in 22.1 us as a batch of three, and in 18.2 us one by one.
 """
 
 from collections.abc import Collection, Sequence
@@ -60,6 +62,9 @@ WORTHWHILE_STACK = 2
 #: Fewer terms that factorize nothing, and must be stacked, stay as they are.
 FEW = 8
 
+#: The same for those that are slices of variables already.
+FEW_SLICES = 4
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -97,7 +102,9 @@ class Cost:
 
     def pays(self, minimum: int) -> bool:
         """Whether at least `minimum` nodes are saved, by a pack that is not too short for it."""
-        if self.new_stacks and not self.factorizes and self.count < FEW:
+        few = FEW if self.new_stacks else FEW_SLICES
+        is_stack = not self.new_stacks and minimum <= WORTHWHILE_STACK
+        if not self.factorizes and not is_stack and self.count < few:
             return False
         return self.saved >= minimum
 
