@@ -85,7 +85,7 @@ def test_scaled_cholesky_factors(rng):
 def test_factors_of_a_scale_may_be_negative(rng, param, factors):
     x, a, b = pt.vector("x", shape=(N,)), pt.scalar("a"), pt.scalar("b")
     matrix = S if param == "cov" else np.linalg.cholesky(S)
-    graph = list(inv_quad_logdet(x, a * b * matrix, param))
+    graph = list(inv_quad_logdet(x, a * (b * matrix), param))
     values = dict(zip([x, a, b], [rng.normal(size=N), *factors], strict=True))
     new = rewritten(graph)
     assert our_ops(new) == {"InvQuadLogdet{chol}": 1}
