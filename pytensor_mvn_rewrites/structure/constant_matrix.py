@@ -1,6 +1,8 @@
 """Constant covariances: factored, and constant data whitened, when the graph is compiled."""
 
 from dataclasses import dataclass
+from functools import reduce
+from operator import mul
 from typing import Self
 
 import numpy as np
@@ -37,7 +39,7 @@ class ConstantMatrix(Structure):
     @classmethod
     def match(cls, fgraph, matrix, n, param) -> Self | None:
         """Factor it now."""
-        constants, scales = constant_and_scales(matrix)
+        constants, scale = constant_and_scale(matrix)
         if constants is None:
             return None
         try:
@@ -46,19 +48,18 @@ class ConstantMatrix(Structure):
             return None
         if not np.isfinite(chol.data).all():
             return None
-        for scale in scales:
-            chol = pt.sqrt(scale) * chol
-        return cls(chol)
+        return cls(chol if scale is None else pt.sqrt(scale) * chol)
 
     def cholesky(self):
         """The scaled constant."""
         return self.chol
 
 
-def constant_and_scales(matrix: Tensor) -> tuple[np.ndarray | None, list[Tensor]]:
-    """`matrix` as constant matrices times numbers, or (None, []).
+def constant_and_scale(matrix: Tensor) -> tuple[np.ndarray | None, Tensor | None]:
+    """`matrix` as constant matrices and the number of each, if there is one, or (None, None).
 
-    The constant comes in double precision and without leading dimensions of length 1.
+    The constant comes in double precision and without leading dimensions of length 1. Of several
+    numbers only the product is known to be positive where the matrix is positive definite.
     """
     scales: list[Tensor] = []
     match matrix.owner_op_and_inputs:
@@ -69,11 +70,11 @@ def constant_and_scales(matrix: Tensor) -> tuple[np.ndarray | None, list[Tensor]
             matrices = [matrix]
     data = constant_value(matrices[0]) if len(matrices) == 1 else None
     if data is None:
-        return None, []
+        return None, None
     data = np.asarray(data, dtype="float64")
     while data.ndim > 2 and len(data) == 1:
         [data] = data
-    return data, scales
+    return data, reduce(mul, scales) if scales else None
 
 
 @structure
@@ -91,20 +92,17 @@ def constant_matrix_is_unscaled(fgraph, node):
     a matrix are compressed together with it.
     """
     chol = node.inputs[-1]
-    factor, scales = constant_and_scales(chol)
-    if node.op.param != "chol" or factor is None or not scales or not is_cholesky_factor(factor):
+    factor, scale = constant_and_scale(chol)
+    if node.op.param != "chol" or factor is None or scale is None or not is_cholesky_factor(factor):
         return None
     if gathered(chol) is not None:
         return None
     delta, _ = split_inputs(node)
     quaddist, _, _ = inv_quad_logdet(delta, factor.astype(chol.type.dtype), "chol")
+    scale = scale[..., 0, 0]
     half_logdet = half_logdet_constant(factor, quaddist.type.dtype)
-    posdef: Tensor = pt.constant(np.True_)
-    for scale in [scale[..., 0, 0] for scale in scales]:
-        quaddist = quaddist / scale**2
-        half_logdet = half_logdet + factor.shape[-1] * pt.log(scale)
-        posdef = posdef & (scale > 0)
-    return from_parts(node, quaddist, half_logdet, posdef)
+    half_logdet = half_logdet + factor.shape[-1] * pt.log(scale)
+    return from_parts(node, quaddist / scale**2, half_logdet, scale > 0)
 
 
 @structure
@@ -120,8 +118,8 @@ def constant_vector_is_whitened(fgraph, node):
     Declines for a batch of matrices and when the difference is not linear in constant vectors.
     """
     delta, chol = split_inputs(node)
-    factor, scales = constant_and_scales(chol)
-    if node.op.param != "chol" or factor is None or scales or factor.ndim != 2:
+    factor, scale = constant_and_scale(chol)
+    if node.op.param != "chol" or factor is None or scale is not None or factor.ndim != 2:
         return None
     n, axis = len(factor), delta.type.ndim - 1
     if delta.type.shape[axis] != n or not is_cholesky_factor(factor):

@@ -17,6 +17,9 @@ from pytensor_mvn_rewrites.pipeline import structure
 from pytensor_mvn_rewrites.structure._kron import split_scale
 from pytensor_mvn_rewrites.structure._structure import Structure
 
+#: Differences of such integers overflow where those of times do not.
+NARROW = {"int8", "int16", "uint8", "uint16", "uint32", "uint64"}
+
 
 @structure
 @dataclass(frozen=True)
@@ -33,9 +36,10 @@ class OrnsteinUhlenbeck(Structure):
 
     Cost: :math:`O(n^3) \to O(n)` in time and memory, all of it elementwise.
     Not positive definite unless :math:`s > 0` and all :math:`r_i^2 < 1`: where two times are equal
-    the dense matrix is singular.
+    the dense matrix is singular. With a time or 1 / l that is not finite its diagonal is NaN.
     Declines unless the exponent is a number times distances on a line: a constant matrix of them,
-    of distinct times, or ``abs(t[:, None] - t)`` of any vector t.
+    of distinct times, or ``abs(t[:, None] - t)`` of any vector t but of integers
+    whose differences may well overflow.
 
     Source: Rybicki and Press, Class of fast methods for processing irregularly sampled or otherwise
     inhomogeneous one-dimensional data, 1995.
@@ -48,6 +52,8 @@ class OrnsteinUhlenbeck(Structure):
     #: Correlations of neighbours, and one minus their squares, shape (..., n - 1).
     correlation: Tensor
     innovation: Tensor
+    #: Whether the diagonal of the dense matrix is, shape (...).
+    finite: Tensor
 
     @classmethod
     def match(cls, fgraph, matrix, n, param) -> Self | None:
@@ -60,18 +66,19 @@ class OrnsteinUhlenbeck(Structure):
                     return None
                 log_correlation = found.rate * found.steps
                 correlation, innovation = pt.exp(log_correlation), -pt.expm1(2 * log_correlation)
+                finite = found.finite & (pt.abs(found.rate[..., 0]) < np.inf)
             case (Elemwise(scalar_op=Pow()), rho, exponent) if all(rho.type.broadcastable[-2:]):
                 found = distances(exponent)
                 if found is None or found.rate is not None:
                     return None
                 correlation = rho[..., 0] ** found.steps
-                innovation = 1 - correlation**2
+                innovation, finite = 1 - correlation**2, found.finite
             case _:
                 return None
         if not is_real_float(matrix, correlation) or correlation.type.dtype != matrix.type.dtype:
             return None
         scale = None if scale is None else scale[..., 0, 0].astype(matrix.type.dtype)
-        return cls(scale, found.order, correlation, innovation)
+        return cls(scale, found.order, correlation, innovation, finite)
 
     def quad_logdet(self, delta, param):
         """The identity."""
@@ -83,8 +90,10 @@ class OrnsteinUhlenbeck(Structure):
         nan = np.asarray(np.nan, dtype=self.innovation.type.dtype)
         innovation = pt.switch(posdef, self.innovation, nan)
         steps = delta[..., 1:] - self.correlation * delta[..., :-1]
-        quaddist = delta[..., 0] ** 2 + (steps**2 / innovation).sum(axis=-1)
-        half_logdet, posdef = 0.5 * pt.log(innovation).sum(axis=-1), posdef.all(axis=-1)
+        first = pt.switch(self.finite, delta[..., 0], nan)
+        quaddist = first**2 + (steps**2 / innovation).sum(axis=-1)
+        half_logdet = 0.5 * pt.log(innovation).sum(axis=-1)
+        posdef = posdef.all(axis=-1) & self.finite
         if self.scale is None:
             return quaddist, half_logdet, posdef
         scale = pt.switch(self.scale > 0, self.scale, nan)
@@ -102,6 +111,8 @@ class Distances:
     order: Tensor
     #: Distances of neighbours, shape (n - 1,).
     steps: Tensor
+    #: Whether all of t is.
+    finite: Tensor
 
 
 def distances(matrix: Tensor) -> Distances | None:
@@ -125,14 +136,14 @@ def distances(matrix: Tensor) -> Distances | None:
             return None
         rate = reduce(mul, rates)[..., 0]
         rate = rate if inner.rate is None else rate * inner.rate
-        return Distances(rate, inner.order, inner.steps)
+        return Distances(rate, inner.order, inner.steps, inner.finite)
     if isinstance(matrix, Constant):
         return constant_distances(np.asarray(matrix.data))
     times = line_of(matrix)
     if times is None:
         return None
     order = pt.argsort(times)
-    return Distances(None, order, pt.diff(times[order]))
+    return Distances(None, order, pt.diff(times[order]), (pt.abs(times) < np.inf).all(axis=-1))
 
 
 def constant_distances(data: np.ndarray) -> Distances | None:
@@ -157,7 +168,9 @@ def constant_distances(data: np.ndarray) -> Distances | None:
         return None
     dtype = data.dtype if data.dtype.kind == "f" else np.dtype("float64")
     rate = None if sign > 0 else pt.constant(np.full(1, -1, dtype=dtype))
-    return Distances(rate, pt.constant(order), pt.constant(steps.astype(dtype)))
+    return Distances(
+        rate, pt.constant(order), pt.constant(steps.astype(dtype)), pt.constant(np.array(True))
+    )
 
 
 def line_of(matrix: Variable) -> Tensor | None:
@@ -177,5 +190,5 @@ def line_of(matrix: Variable) -> Tensor | None:
         return None
     match left.owner_op_and_inputs, right.owner_op_and_inputs:
         case (DimShuffle(), times), (DimShuffle(), same) if times is same and times.type.ndim == 1:
-            return times
+            return None if times.type.dtype in NARROW else times
     return None

@@ -80,6 +80,23 @@ def test_scaled_cholesky_factors(rng):
     assert_same_numbers(graph, new, given, condition=10)
 
 
+@pytest.mark.parametrize("param", ["cov", "chol"])
+@pytest.mark.parametrize("factors", [(-0.7, -0.4), (-0.7, 0.4)])
+def test_factors_of_a_scale_may_be_negative(rng, param, factors):
+    x, a, b = pt.vector("x", shape=(N,)), pt.scalar("a"), pt.scalar("b")
+    matrix = S if param == "cov" else np.linalg.cholesky(S)
+    graph = list(inv_quad_logdet(x, a * (b * matrix), param))
+    values = dict(zip([x, a, b], [rng.normal(size=N), *factors], strict=True))
+    new = rewritten(graph)
+    assert our_ops(new) == {"InvQuadLogdet{chol}": 1}
+    with np.errstate(invalid="ignore"):
+        got, want = evaluate(new, values), evaluate(graph, values)
+    assert got[2] == want[2] == (np.prod(factors) > 0)
+    if want[2]:
+        assert_close(got[0], want[0], "value", "float64")
+        assert_close(got[1], want[1], "value", "float64")
+
+
 def test_only_the_lower_triangle_counts(rng):
     x = pt.vector("x", shape=(N,))
     graph = list(inv_quad_logdet(x, S + np.triu(np.ones((N, N)), 1)))

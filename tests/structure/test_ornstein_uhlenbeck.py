@@ -77,6 +77,33 @@ def test_not_positive_definite(changes):
         assert not np.isfinite(quaddist + half_logdet)
 
 
+@pytest.mark.parametrize("n", [1, N])
+@pytest.mark.parametrize("bad", [{t: np.nan}, {t: np.inf}, {t: -np.inf}, {ls: np.nan}, {ls: 0.0}])
+def test_not_finite(bad, n):
+    # the diagonal of the dense matrix is NaN: the difference of an infinite time to itself
+    times, row = pt.vector("times"), pt.vector("row")
+    graph = list(inv_quad_logdet(row, pt.exp(-pt.abs(times[:, None] - times) / ls)))
+    new = rewritten(graph)
+    assert not our_ops(new)
+    values = {row: np.ones(n), times: TIMES[:n].copy(), ls: bad.get(ls, 0.8)}
+    if t in bad:
+        values[times][-1] = bad[t]
+    for outputs in (graph, new):
+        with np.errstate(all="ignore"):
+            quaddist, half_logdet, posdef = evaluate(outputs, values)
+        assert not posdef
+        assert not np.isfinite(quaddist + half_logdet)
+
+
+def test_times_whose_differences_overflow():
+    times = pt.vector("times", shape=(N,), dtype="int8")
+    graph = list(inv_quad_logdet(delta, pt.exp(-pt.abs(times[:, None] - times) / ls)))
+    values = {delta: np.ones(N), ls: 20.0, times: np.array([100, -100, 3, 2, 1], dtype="int8")}
+    new = rewritten(graph)
+    assert our_ops(new)
+    assert_same_numbers(graph, new, values)
+
+
 def test_equal_times_are_singular():
     graph = list(inv_quad_logdet(delta, s * pt.exp(-pt.abs(t[:, None] - t) / ls)))
     equal = np.array([0.0, 1.0, 1.0, 2.0, 3.0])
