@@ -90,8 +90,9 @@ class OrnsteinUhlenbeck(Structure):
         nan = np.asarray(np.nan, dtype=self.innovation.type.dtype)
         innovation = pt.switch(posdef, self.innovation, nan)
         steps = delta[..., 1:] - self.correlation * delta[..., :-1]
-        first = pt.switch(self.finite, delta[..., 0], nan)
-        quaddist = first**2 + (steps**2 / innovation).sum(axis=-1)
+        # a slice: there may be none
+        first = pt.switch(self.finite[..., None], delta[..., :1], nan)
+        quaddist = (first**2).sum(axis=-1) + (steps**2 / innovation).sum(axis=-1)
         half_logdet = 0.5 * pt.log(innovation).sum(axis=-1)
         posdef = posdef.all(axis=-1) & self.finite
         if self.scale is None:

@@ -95,6 +95,14 @@ def test_not_finite(bad, n):
         assert not np.isfinite(quaddist + half_logdet)
 
 
+def test_no_times():
+    times, row = pt.vector("times"), pt.vector("row")
+    graph = list(inv_quad_logdet(row, s * pt.exp(-pt.abs(times[:, None] - times) / ls)))
+    new = rewritten(graph)
+    assert not our_ops(new)
+    assert evaluate(new, {row: [], times: [], s: 1.7, ls: 0.8}) == [0.0, 0.0, True]
+
+
 def test_times_whose_differences_overflow():
     times = pt.vector("times", shape=(N,), dtype="int8")
     graph = list(inv_quad_logdet(delta, pt.exp(-pt.abs(times[:, None] - times) / ls)))
