@@ -14,6 +14,7 @@ from pytensor_mvn_rewrites.matching import (
     without_leading_ones,
 )
 from pytensor_mvn_rewrites.pipeline import structure
+from pytensor_mvn_rewrites.structure._kron import static_size
 from pytensor_mvn_rewrites.structure._structure import Structure
 from pytensor_mvn_rewrites.structure._triangular import (
     Triangularity,
@@ -57,6 +58,9 @@ class Gram(Structure):
             if state is Triangularity.UNKNOWN:
                 return None
             if state is Triangularity.LOWER:
+                if static_size(left) is None:
+                    # a lower triangle may have more rows than columns, or fewer
+                    return None
                 signs = pt.sign(pt.diagonal(left, axis1=-2, axis2=-1))
                 chol = left * signs[..., None, :]
         elif not (is_transpose_of(left, right) and is_upper_triangular(fgraph, right)):

@@ -10,6 +10,7 @@ from pytensor.tensor.math import Dot
 from pytensor_mvn_rewrites.matching import Tensor, matrix_view
 from pytensor_mvn_rewrites.pipeline import structure
 from pytensor_mvn_rewrites.structure._assemble import outputs_like
+from pytensor_mvn_rewrites.structure._kron import static_size
 from pytensor_mvn_rewrites.structure._structure import Structure
 from pytensor_mvn_rewrites.structure._symmetry import is_transpose
 from pytensor_mvn_rewrites.structure._triangular import (
@@ -61,6 +62,8 @@ def given_upper_factor(fgraph, cov) -> Tensor | None:
             pass
         case _:
             return None
+    if static_size(upper) is None:
+        return None
     view = matrix_view(upper)
     if view.transposed and triangularity(fgraph, view.core) is not Triangularity.UNKNOWN:
         return upper

@@ -1,5 +1,6 @@
 import numpy as np
 import pymc as pm
+import pytensor
 import pytensor.tensor as pt
 import pytest
 from pytensor.assumptions import assume
@@ -181,3 +182,23 @@ def test_model(rng, sign):
     assert_close(results[0][0], results[1][0], "value")
     if sign == 1:
         assert_close(results[0][1], results[1][1], "gradient")
+
+
+@pytest.mark.parametrize("side", ["lower", "upper"])
+def test_a_triangle_that_need_not_be_square(rng, side):
+    """Its ``dims`` may get any lengths."""
+    with pm.Model(coords={"row": range(3), "column": range(3)}) as model:
+        L = pt.tril(pm.Normal("L", dims=("row", "column")))
+        cov = L @ L.T if side == "lower" else L.T @ L
+        pm.MvNormal("y", 0, cov=cov)
+    logp = model.logp()
+    fns = [pytensor.function(model.value_vars, rewritten([logp])[0], mode=PIPELINE_MODE)]
+    with mvn.disable():
+        fns.append(pytensor.function(model.value_vars, logp, mode=PIPELINE_MODE))
+    for shape in ((3, 3), (2, 4)) if side == "lower" else ((3, 3), (4, 2)):
+        n = shape[0] if side == "lower" else shape[1]
+        model.set_dim("row", shape[0], coord_values=range(shape[0]))
+        model.set_dim("column", shape[1], coord_values=range(shape[1]))
+        values = {"L": rng.normal(size=shape), "y": rng.normal(size=n)}
+        got, want = (fn(*[values[v.name] for v in model.value_vars]) for fn in fns)
+        assert_close(got, want, "value", condition=1e4)
