@@ -30,6 +30,7 @@ def pre_gradient_and_sizes(model):
 
 # Python runs a loop of at most 32 arguments
 @pytest.mark.filterwarnings("ignore:Loop fusion failed:UserWarning")
+@pytest.mark.filterwarnings("ignore:Data in y contains missing values")
 @pytest.mark.parametrize("name", PLAIN_MODELS)
 def test_models_without_a_multivariate_normal(name):
     model = PLAIN_MODELS[name]()

@@ -18,6 +18,7 @@ from pytensor_mvn_rewrites.structure._rowwise import (
 from pytensor_mvn_rewrites.structure._structure import Structure
 from pytensor_mvn_rewrites.structure._sums import repeated_entry, terms_of_sum
 from pytensor_mvn_rewrites.structure.block_diagonal import blocks_of
+from pytensor_mvn_rewrites.structure.low_rank import LowRankPlusDiagonal
 
 #: Below it the kernel of the dense density is faster than the products with eigenvectors.
 MIN_SIZE = 8
@@ -42,7 +43,8 @@ class JointSpectrum(Structure):
     is linear in constant vectors: they are rotated when compiling.
     Not positive definite unless all :math:`a \lambda_i + b` are positive, up to rounding.
     Declines unless both matrices are constant and symmetric and the better conditioned one of them
-    is positive definite, for small n, and for block-diagonal matrices and Kronecker products.
+    is positive definite, for small n, and for what is block-diagonal, a Kronecker product, or of
+    small rank plus a diagonal.
 
     Source: Golub and Van Loan, Matrix Computations, 2013, section 8.7.
     """
@@ -65,6 +67,8 @@ class JointSpectrum(Structure):
             return None
         found = combination(matrix)
         if found is None or len(found) != 2 or blocks_of(matrix) is not None:
+            return None
+        if LowRankPlusDiagonal.match(fgraph, matrix, n, param) is not None:
             return None
         from scipy.linalg import LinAlgError, eigh
 

@@ -749,7 +749,9 @@ class Loop:
         mean = pt.stack([pt.as_tensor(mu) for mu in means])[index]
         if regression:
             mean = mean + self.mean.build(b, name, 0, self.n, rows, None)
-        keywords = {"mu": mean, member.param: stack[index]}
+        # PyMC's log-density of a precision is written for one matrix, and wrong for several
+        param = "cov" if member.param == "tau" else member.param
+        keywords = {"mu": mean, param: stack[index]}
         pm.MvNormal(f"{name}y", **keywords, observed=self.value(b, f"{name}y", rows))
 
 

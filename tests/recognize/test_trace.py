@@ -126,7 +126,7 @@ DISTANCES = [np.abs(np.subtract.outer(np.arange(n), np.arange(n))) for n in (4, 
 
 def covariances(x):
     """Of the rows and of the columns."""
-    return [pt.exp(-distances / x) for distances in DISTANCES]
+    return [pt.exp(-(distances**1.5) / x) for distances in DISTANCES]
 
 
 PARAMETERS = {

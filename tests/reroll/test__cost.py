@@ -56,7 +56,8 @@ PAYS = {
     "few scalars": ([f(f(f(f(pt.dscalar())))) for _ in range(FEW - 1)], False),
     "many scalars": ([f(f(pt.dscalar())) for _ in range(FEW)], True),
     "many short terms": ([pt.exp(pt.dscalar()) for _ in range(FEW)], False),
-    "few slices": ([f(f(f(x[i]))) for i in range(3)], True),
+    "three slices": ([f(f(f(x[i]))) for i in range(3)], False),
+    "four slices": ([f(f(f(x[i]))) for i in range(4)], True),
     "three densities": (PACKS["factorizations"], True),
     "three Cholesky factors": (PACKS["Cholesky factors"], False),
 }

@@ -67,7 +67,8 @@ def test_a_sum_of_kronecker_products_is_seen():
 def test_the_covariances_of_a_loop_are_batched_as_wholes():
     """Terms of each covariance stay apart; the covariances go together."""
     y, scales = pt.matrix("y", shape=(5, n)), pt.vector("scales", shape=(5,))
-    terms = [fused(y[i], scales[i] * A + e * np.eye(n)) for i in range(5)]
+    matrix = pt.matrix("matrix", shape=(n, n))
+    terms = [fused(y[i], scales[i] * matrix + e * np.eye(n)) for i in range(5)]
     [count] = our_ops(rewritten([pt.add(*terms)])).values()
     assert count == 1
 
