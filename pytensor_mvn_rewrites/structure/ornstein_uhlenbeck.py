@@ -85,13 +85,20 @@ class OrnsteinUhlenbeck(Structure):
         if delta.type.broadcastable[-1]:
             return None
         n = self.order.type.shape[0] or self.order.shape[0]
-        delta = specify_shape(delta, (*(None,) * (delta.type.ndim - 1), n))[..., self.order]
+        delta = specify_shape(delta, (*(None,) * (delta.type.ndim - 1), n))
+        if isinstance(self.order, Constant):
+            # not slices of a reversed delta: PyTensor takes the wrong end of one of length 1
+            order = np.asarray(self.order.data)
+            first, before, after = (delta[..., part] for part in (order[:1], order[:-1], order[1:]))
+        else:
+            delta = delta[..., self.order]
+            first, before, after = delta[..., :1], delta[..., :-1], delta[..., 1:]
         posdef = self.innovation > 0
         nan = np.asarray(np.nan, dtype=self.innovation.type.dtype)
         innovation = pt.switch(posdef, self.innovation, nan)
-        steps = delta[..., 1:] - self.correlation * delta[..., :-1]
-        # a slice: there may be none
-        first = pt.switch(self.finite[..., None], delta[..., :1], nan)
+        steps = after - self.correlation * before
+        # of the first there may be none
+        first = pt.switch(self.finite[..., None], first, nan)
         quaddist = (first**2).sum(axis=-1) + (steps**2 / innovation).sum(axis=-1)
         half_logdet = 0.5 * pt.log(innovation).sum(axis=-1)
         posdef = posdef.all(axis=-1) & self.finite
@@ -164,8 +171,11 @@ def constant_distances(data: np.ndarray) -> Distances | None:
     ):
         return None
     order = np.argsort(times)
+    if order[0] > order[-1]:
+        # the process is the same backwards: times in order need no gather
+        order, times = order[::-1], -times
     steps = np.diff(times[order])
-    if not (steps > rounding * times.max()).all():
+    if not (steps > rounding * dist.max()).all():
         return None
     dtype = data.dtype if data.dtype.kind == "f" else np.dtype("float64")
     rate = None if sign > 0 else pt.constant(np.full(1, -1, dtype=dtype))

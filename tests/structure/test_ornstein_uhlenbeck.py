@@ -5,8 +5,16 @@ import pytensor.tensor as pt
 import pytest
 from scipy.stats import multivariate_normal
 
+import pytensor_mvn_rewrites as mvn
 from pytensor_mvn_rewrites.ops import inv_quad_logdet
-from tests.harness import assert_declines, assert_same_numbers, evaluate, our_ops, rewritten
+from tests.harness import (
+    PIPELINE_MODE,
+    assert_declines,
+    assert_same_numbers,
+    evaluate,
+    our_ops,
+    rewritten,
+)
 from tests.structure.contract import Case, StructureContract, assert_model_agrees, dense_variables
 
 TIMES = np.array([2.0, 0.0, 4.5, 1.0, 3.25])
@@ -188,3 +196,17 @@ def test_other_times(rng):
         pm.MvNormal("x", 0, cov=pt.exp(-lags / length), observed=y)
     want = fresh.compile_logp()({"length_log__": 0.2})
     np.testing.assert_allclose(fn({"length_log__": 0.2}), want, rtol=1e-12)
+
+
+@pytest.mark.parametrize("times", [[0, 1, 2, 3], [3, 2, 1, 0], [3, 0, 1, 2]], ids=str)
+def test_after_all_rewrites(rng, times):
+    """Also as a factor of a Kronecker product: the first value is not the last."""
+    times = np.array(times, dtype="float64")
+    lags = np.abs(times[:, None] - times)
+    with pm.Model() as model:
+        ls = pm.LogNormal("ls", shape=2)
+        other = pt.exp(-np.abs(np.subtract.outer(np.arange(3.0), np.arange(3.0))) / ls[1])
+        pm.MvNormal("x", np.zeros(4), cov=pt.exp(-lags / ls[0]), observed=rng.normal(size=4))
+        cov = pt.linalg.kron(other, pt.exp(-lags / ls[0]))
+        pm.MvNormal("y", np.zeros(12), cov=cov, observed=rng.normal(size=12))
+    assert mvn.verify(model, mode=PIPELINE_MODE).ok
