@@ -193,6 +193,8 @@ def linear_in_rows(var: Variable, axis: int, n_rows: int) -> tuple[np.ndarray, n
     NotRowwise
         If `var` is not linear in rows of constants.
     """
+    if not n_rows:
+        raise NotRowwise("no rows")
     columns: dict[bytes, np.ndarray] = {}
     indices: dict[bytes, np.ndarray] = {}
 

@@ -15,6 +15,7 @@ from pytensor_mvn_rewrites.matching import Tensor, constant_value
 from pytensor_mvn_rewrites.ops import InvQuadLogdet, MvNormalLogp, inv_quad_logdet
 from pytensor_mvn_rewrites.pipeline import structure
 from pytensor_mvn_rewrites.structure._assemble import from_parts, split_inputs
+from pytensor_mvn_rewrites.structure._diagonal import diagonal_of
 from pytensor_mvn_rewrites.structure._gathers import gathered
 from pytensor_mvn_rewrites.structure._rowwise import NotRowwise, linear_in_rows, with_other_rows
 from pytensor_mvn_rewrites.structure._structure import Structure
@@ -30,7 +31,7 @@ class ConstantMatrix(Structure):
     The same for ``InvQuadLogdet``, with or without scales s, one for each matrix. Cost:
     :math:`O(n^3) \to O(n^2)` in each evaluation. A scale that is negative makes the Cholesky factor
     NaN, one that is zero makes its diagonal zero: not positive definite, as before.
-    Declines when a constant matrix has no Cholesky factorization.
+    Declines when a constant matrix has no Cholesky factorization, and for diagonal ones.
     """
 
     #: Shape (..., n, n).
@@ -40,7 +41,7 @@ class ConstantMatrix(Structure):
     def match(cls, fgraph, matrix, n, param) -> Self | None:
         """Factor it now."""
         constants, scale = constant_and_scale(matrix)
-        if constants is None:
+        if constants is None or diagonal_of(matrix) is not None:
             return None
         try:
             chol: Tensor = pt.constant(np.linalg.cholesky(constants).astype(matrix.type.dtype))
