@@ -304,7 +304,7 @@ def is_proven_posdef(fgraph: FunctionGraph, matrix: Variable) -> bool:
     return definiteness(fgraph, matrix) is Definiteness.DEFINITE
 
 
-def definiteness(fgraph: FunctionGraph, matrix: Variable) -> Definiteness:
+def definiteness(fgraph: FunctionGraph | None, matrix: Variable) -> Definiteness:
     """Prove the definiteness of `matrix` from the ops that make it.
 
     Stricter than PyTensor's ``POSITIVE_DEFINITE``, which holds for every ``A @ A.T``: here a
@@ -456,6 +456,8 @@ def is_positive(var: Variable, *, strict: bool = True) -> bool:
             return is_positive(inner, strict=strict)
         case (Join() | MakeVector(), *inputs):
             return all(is_positive(inp, strict=strict) for inp in inputs)
+        case (ExtractDiag(), matrix) if is_core_diagonal(var.owner):
+            return not strict and definiteness(None, matrix) is not Definiteness.UNKNOWN
     return var.type.dtype.startswith(("float", "int", "uint")) and _is_provably_positive(
         var, strict
     )

@@ -105,6 +105,9 @@ def test_not_proven_positive(name):
 def test_not_negative():
     assert is_positive(x**2, strict=False)
     assert is_positive(pt.abs(x) + pt.exp(x), strict=False)
+    assert is_positive(pt.diagonal(GRAM), strict=False)
+    assert not is_positive(pt.diagonal(GRAM))
+    assert not is_positive(pt.diagonal(A @ A.T - EYE), strict=False)
     assert not is_positive(x**3, strict=False)
 
 

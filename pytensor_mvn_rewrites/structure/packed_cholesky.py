@@ -6,7 +6,7 @@ from pytensor.graph.basic import Constant
 from pytensor.graph.rewriting.basic import copy_stack_trace, node_rewriter
 from pytensor.scalar.basic import Exp, Sqrt
 from pytensor.tensor.basic import ExtractDiag
-from pytensor.tensor.elemwise import Elemwise
+from pytensor.tensor.elemwise import DimShuffle, Elemwise
 from pytensor.tensor.math import Dot
 from pytensor.tensor.shape import SpecifyShape
 from pytensor.tensor.subtensor import (
@@ -114,19 +114,33 @@ def packed_standard_deviations_are_known(fgraph, node):
     its correlation matrix is all that is left to use it.
     """
     chol, sd, *_ = node.outputs
-    found = [
-        root.outputs[0]
+    variances = [
+        diagonal.outputs[0]
         for product, _ in fgraph.clients[chol]
         if isinstance(product.op, Dot) or isinstance(getattr(product.op, "core_op", None), Dot)
         if product.inputs[0] is chol and is_transpose_of(product.inputs[1], chol)
         for diagonal, _ in fgraph.clients[product.outputs[0]]
         if isinstance(diagonal.op, ExtractDiag) and is_core_diagonal(diagonal)
-        for root, _ in fgraph.clients[diagonal.outputs[0]]
-        if isinstance(root.op, Elemwise) and isinstance(root.op.scalar_op, Sqrt)
     ]
-    found = [root for root in found if root.type.broadcastable == sd.type.broadcastable]
-    copy_stack_trace(found, sd)
-    return dict.fromkeys(found, sd) or None
+    replacements = {}
+    for variance in variances:
+        if variance.type.broadcastable != sd.type.broadcastable:
+            continue
+        for client, _ in fgraph.clients[variance]:
+            [out] = client.outputs
+            if is_root(client):
+                replacements[out] = sd
+            elif isinstance(client.op, DimShuffle):
+                roots = [root.outputs[0] for root, _ in fgraph.clients[out] if is_root(root)]
+                replacements |= dict.fromkeys(roots, client.op(sd))
+    for old, new in replacements.items():
+        copy_stack_trace(old, new)
+    return replacements or None
+
+
+def is_root(node) -> bool:
+    """Whether `node` takes square roots."""
+    return isinstance(node.op, Elemwise) and isinstance(node.op.scalar_op, Sqrt)
 
 
 def log_diagonal_of(packed: Tensor, n: int) -> Tensor | None:

@@ -72,7 +72,10 @@ class Rescaled(Structure):
         chol = self.scale[..., :, None] * self.inner_chol
         if chol.type.broadcastable != self.inner_chol.type.broadcastable:
             return None
-        return chol if is_positive(self.scale) else chol * pt.sign(self.scale)[..., None, :]
+        # a zero makes the row zero, whatever its sign
+        if is_positive(self.scale, strict=False):
+            return chol
+        return chol * pt.sign(self.scale)[..., None, :]
 
     def quad_logdet(self, delta, param):
         """The identity."""

@@ -52,6 +52,19 @@ def test_matrix_alone(rng, n):
     assert_rewrites_to(graph, expected, {u: rng.normal(size=length(n))})
 
 
+def test_standard_deviations_are_known(rng):
+    """Also where a dimension is added before the root is taken."""
+    u = pt.vector("u", shape=(6,))
+    chol = pm.math.expand_packed_triangular(3, exponential_diagonal(u, 3))
+    variances = pt.diagonal(chol @ chol.T)
+    _, sd, *_ = packed_cholesky(u, 3, log_diagonal=True)
+    assert_rewrites_to(
+        [pt.sqrt(variances), pt.sqrt(variances[:, None])],
+        [sd, sd[:, None]],
+        {u: rng.normal(size=6)},
+    )
+
+
 def test_given_factor_is_used():
     """The covariance of the factor is never factored again."""
     u, x = pt.vector("u", shape=(6,)), pt.vector("x", shape=(3,))

@@ -201,6 +201,8 @@ def test_lkj_model(rng):
     logp = rewritten([model.logp()])
     assert set(our_ops(logp)) == {"InvQuadLogdet{chol}", "MvNormalLogp{chol}"}
     assert not [var for var in ancestors(logp) if isinstance(var.owner_op, Dot | ExtractDiag)]
+    # standard deviations are no negative scales
+    assert not [var for var in ancestors(logp) if var.owner_op == pt.sign]
     assert_model_agrees(model)
 
 
