@@ -55,6 +55,13 @@ def a_loop_over_dims():
         pm.MvNormal(f"y{i}", np.zeros(3), cov=cov, observed=OBSERVED + i)
 
 
+def a_mean_of_unknown_length():
+    """Before the gradient the mean is an ``Alloc`` with one row, of a length that is computed."""
+    scale = pm.HalfNormal("scale")
+    cov = scale**2 * pm.Data("cov", np.array([[1.3]]))
+    pm.MvNormal("y", np.zeros(1), cov=cov, observed=pm.Data("rows", np.ones((4, 1))))
+
+
 MODELS = [
     a_loop_over_dims,
     a_cov,
@@ -63,6 +70,7 @@ MODELS = [
     a_kronecker_normal,
     an_lkj_factor,
     a_latent_vector,
+    a_mean_of_unknown_length,
 ]
 
 

@@ -321,10 +321,20 @@ def sum_to_type(grad, inp, core_ndim: int):
 
 
 def add_batch_dims(op: FusedOp, node, batched_inputs):
-    """Align new leading batch dimensions of some inputs with the old batch dimensions of all."""
+    """Align new leading batch dimensions of some inputs with the old batch dimensions of all.
+
+    What broadcast before goes on to broadcast: PyTensor forgets that a length is 1 where the shape
+    of an ``Alloc`` becomes a batch of shapes.
+    """
     aligned = []
     for inp, batched, core in zip(node.inputs, batched_inputs, op.core_ndims, strict=True):
         new = batched.type.ndim - inp.type.ndim
+        lost = [
+            axis + new
+            for axis, is_one in enumerate(inp.type.broadcastable)
+            if is_one and not batched.type.broadcastable[axis + new]
+        ]
+        batched = pt.specify_broadcastable(batched, *lost) if lost else batched
         missing = op.batch_ndim - (inp.type.ndim - core)
         if new and missing:
             batched = pt.expand_dims(batched, axis=tuple(range(new, new + missing)))
