@@ -360,13 +360,13 @@ def definiteness(fgraph: FunctionGraph | None, matrix: Variable) -> Definiteness
     return Definiteness.UNKNOWN
 
 
-def is_declared(fgraph: FunctionGraph, var: Variable, fact: AssumptionKey) -> bool:
+def is_declared(fgraph: FunctionGraph | None, var: Variable, fact: AssumptionKey) -> bool:
     """Whether the user declared `fact` of `var`, which no rule of PyTensor's says of its op.
 
     PyTensor calls every ``X @ X.T`` positive definite. What the user declares it remembers with
     the graph, and drops the marker.
     """
-    if not check_assumption(fgraph, var, fact):
+    if fgraph is None or not check_assumption(fgraph, var, fact):
         return False
     if var.owner is None:
         return not isinstance(var, Constant)
