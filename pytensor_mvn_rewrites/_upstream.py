@@ -12,6 +12,7 @@ _LAPACK_MODULE = "pytensor.link.numba.dispatch.linalg._LAPACK"
 NAMES = {
     "_LKJCholeskyCovRV": "pymc.distributions.multivariate",
     "_lkj_normalizing_constant": "pymc.distributions.multivariate",
+    "_find_unallowed_rvs_in_graph": "pymc.logprob.basic",
     "_logprob": "pymc.logprob.abstract",
     "_vectorize_node": "pytensor.graph.replace",
     "_call_cached_ptr": "pytensor.link.numba.cache",

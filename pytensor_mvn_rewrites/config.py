@@ -6,8 +6,8 @@ Flags live in ``pytensor.config``, so ``PYTENSOR_FLAGS`` and ``pytensor.config.c
     ``auto`` (default): on after the import. ``opt_in``: only inside :func:`enable`, or in modes
     that include the tag ``mvn_rewrites``. ``off``: never.
 ``mvn_rewrites__skip``
-    Comma-separated names of stages to leave out: ``logprob``, ``reroll``, ``recognize``,
-    ``structure``, ``lower``.
+    Comma-separated names of stages to leave out: ``generative``, ``logprob``, ``reroll``,
+    ``recognize``, ``structure``, ``lower``.
 
 ``mvn_rewrites__threads``
     How many threads may share the densities of one large batch (from 8192 matrices on, useful from
@@ -28,7 +28,7 @@ from typing import Any
 import pytensor
 from pytensor.configparser import EnumStr, IntParam, StrParam
 
-STAGES = ("logprob", "reroll", "recognize", "structure", "lower")
+STAGES = ("generative", "logprob", "reroll", "recognize", "structure", "lower")
 OPT_IN_TAG = "mvn_rewrites"
 
 # PyTensor creates the flags as attributes at run time: mypy cannot know them

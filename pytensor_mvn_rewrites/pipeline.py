@@ -300,6 +300,19 @@ def logprob_graph(position: float):
     return register
 
 
+def derivation(wrap):
+    """Register a wrapper of the function by which models derive their log-densities.
+
+    PyMC has no database for it: its rewrites see one node for each value, when each has cost its
+    share already.
+    """
+    from pymc.model import core
+
+    RULES.setdefault("generative", {})[rule_name(wrap)] = wrap
+    core.transformed_conditional_logp = wrap(core.transformed_conditional_logp)
+    return wrap
+
+
 def activate() -> None:
     """Import every rule file of the stages; importing a rule file registers its rules.
 
@@ -308,7 +321,7 @@ def activate() -> None:
     RuntimeError
         If a whole-graph rule has no place in `WHOLE_GRAPH_ORDER`, or a name there has no rule.
     """
-    for stage in ("structure", "reroll", "recognize", "lower"):
+    for stage in ("structure", "reroll", "recognize", "lower", "generative"):
         package = import_module(f"pytensor_mvn_rewrites.{stage}")
         for module in iter_modules(package.__path__, f"{package.__name__}."):
             # the packages of the backends import numba or jax: they load when first needed

@@ -161,7 +161,7 @@ class LockStep:
             self._variables[key] = _stack_constants(pack)
         elif (slices := batch_of_slices(pack)) is not None:
             self._variables[key] = slices
-        elif not have_same_op(pack):
+        elif first in self.signatures.leaves or not have_same_op(pack):
             self._variables[key] = self._stack(pack)
         else:
             return False

@@ -1,6 +1,6 @@
 """Structural signatures: two terms with the same signature are candidates for one pack."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 
 from pytensor.graph.basic import Constant, Variable
 from pytensor.scalar.basic import Add, Mul
@@ -28,10 +28,13 @@ class Signatures:
     anchored : bool
         Look no further than the fused density ops: their inputs count by type alone. Terms that
         differ only in how, say, a mean was computed then have equal signatures.
+    leaves : container of Variable
+        What counts as a leaf, although it is computed.
     """
 
-    def __init__(self, *, anchored: bool = False):
+    def __init__(self, *, anchored: bool = False, leaves: Container[Variable] = ()):
         self.anchored = anchored
+        self.leaves = leaves
         self._of: dict[Variable, int] = {}
         self._interned: dict[tuple, int] = {}
 
@@ -44,7 +47,7 @@ class Signatures:
             if var in known:
                 stack.pop()
                 continue
-            if var.owner is None:
+            if var.owner is None or var in self.leaves:
                 known[var] = self._intern(self._leaf_key(var))
                 stack.pop()
                 continue

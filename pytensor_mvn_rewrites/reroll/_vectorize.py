@@ -1,5 +1,7 @@
 """Batching one node: PyTensor's ``_vectorize_node``, minus what it does badly in a log-density."""
 
+from collections.abc import Iterable, Mapping, Sequence
+
 import numpy as np
 import pytensor.tensor as pt
 from pymc.logprob.utils import CheckParameterValue
@@ -191,16 +193,41 @@ def _adjacent(op) -> bool:
 def _inner_graph(node, batched, count: int) -> list[Variable]:
     """Batch the inner graph of an OpFromGraph node by node."""
     outputs = node.op.fgraph.bind(dict(zip(node.op.fgraph.inputs, node.inputs, strict=True)))
-    known: dict[Variable, Variable] = {
-        own: new for own, new in zip(node.inputs, batched, strict=True) if new is not None
-    }
-    for inner in toposort(outputs, blockers=node.inputs):
-        new_inputs = [known.get(inp) for inp in inner.inputs]
-        if any(new is not None for new in new_inputs):
-            results = vectorize(inner, new_inputs, count)
+    known = {own: new for own, new in zip(node.inputs, batched, strict=True) if new is not None}
+    return vectorize_outputs(outputs, known, count, blockers=node.inputs)
+
+
+def vectorize_outputs(
+    outputs: Sequence[Variable],
+    batched: Mapping[Variable, Variable],
+    count: int,
+    blockers: Iterable[Variable] = (),
+) -> list[Variable]:
+    """Batch a graph node by node.
+
+    Parameters
+    ----------
+    outputs : sequence of Variable
+        Of the graph of one term.
+    batched : mapping
+        The batched forms of its inputs.
+    count : int
+        Number of terms.
+    blockers : iterable of Variable
+        Where the graph ends.
+
+    Raises
+    ------
+    CannotBatch
+        If an op has no good batched form, or an output does not depend on what is batched.
+    """
+    known = dict(batched)
+    for node in toposort(outputs, blockers=[*blockers, *batched]):
+        inputs = [known.get(inp) for inp in node.inputs]
+        if any(new is not None for new in inputs):
             # what stays as it is, such as a shape, is not batched
-            pairs = zip(inner.outputs, results, strict=True)
+            pairs = zip(node.outputs, vectorize(node, inputs, count), strict=True)
             known.update({own: new for own, new in pairs if new is not own})
     if not all(out in known for out in outputs):
-        raise CannotBatch(f"an output of {node.op} does not depend on what is batched")
+        raise CannotBatch("an output does not depend on what is batched")
     return [known[out] for out in outputs]

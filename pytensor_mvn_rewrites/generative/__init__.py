@@ -1,0 +1,1 @@
+"""Loops of random variables, re-rolled before any log-density is derived."""

@@ -1,0 +1,225 @@
+"""Loops of random variables: N alike ones, found before PyMC derives N log-densities."""
+
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import FunctionType
+from typing import Any
+
+import numpy as np
+from pymc.distributions.distribution import SymbolicRandomVariable
+from pymc.logprob.abstract import MeasurableOp
+from pymc.logprob.transforms import Transform
+from pytensor.graph.basic import Apply, Constant, Variable
+from pytensor.tensor.random.op import RandomVariable, RNGConsumerOp
+from pytensor.tensor.type import TensorType
+
+from pytensor_mvn_rewrites.matching import constant_value
+from pytensor_mvn_rewrites.pipeline import Declined, record
+from pytensor_mvn_rewrites.reroll._lockstep import CannotReroll, LockStep
+from pytensor_mvn_rewrites.reroll._signature import Signatures, group_by
+
+#: Fewer variables than these are no loop: PyMC derives their log-densities one by one.
+MIN_MEMBERS = 8
+
+
+@dataclass
+class Loop:
+    """Random variables that differ in their numbers only.
+
+    Attributes
+    ----------
+    members : list of Variable
+        At least `MIN_MEMBERS`.
+    parameters : list of Variable
+        What the first member takes in, see :func:`parameters_of`.
+    batches : list of Variable or None
+        The batched form of each parameter, of N entries along the first dimension; None where the
+        members share it.
+    value : Variable or None
+        The same for their values.
+    """
+
+    members: list[Variable]
+    parameters: list[Variable]
+    batches: list[Variable | None]
+    value: Variable | None
+
+    def __str__(self):
+        return f"{len(self.members)} variables like {self.members[0].name}"
+
+
+def find_loops(
+    rvs: Sequence[Variable],
+    rvs_to_values: Mapping[Variable, Variable],
+    rvs_to_transforms: Mapping[Variable, Transform | None],
+) -> list[Loop]:
+    """The loops among `rvs`.
+
+    What their parameters are computed from is alike down to other random variables. Whether one of
+    them depends on another does not matter to densities, which are conditional on all values.
+
+    Parameters
+    ----------
+    rvs : sequence of Variable
+        Where to look.
+    rvs_to_values, rvs_to_transforms : mapping
+        Of all random variables of the model.
+    """
+    single = [
+        rv
+        for rv in rvs
+        if is_draw(rv) and sum(out in rvs_to_values for out in rv.owner.outputs) == 1
+    ]
+
+    def surface(rv):
+        own, value = _surface(rv, rvs_to_values), rvs_to_values[rv].type
+        return (own, value, identity(rvs_to_transforms.get(rv)))
+
+    groups = [group for group in group_by(single, surface) if len(group) >= MIN_MEMBERS]
+    if not groups:
+        return []
+    signatures, stacks = Signatures(leaves=set(rvs_to_values)), {}
+
+    def depth(rv):
+        parameters = [var for var in parameters_of(rv, rvs_to_values) if is_tensor(var)]
+        return (signatures(rvs_to_values[rv]), *map(signatures, parameters))
+
+    return [
+        loop
+        for group in groups
+        for members in group_by(group, depth)
+        if len(members) >= MIN_MEMBERS
+        and (loop := _batched(members, rvs_to_values, signatures, stacks)) is not None
+    ]
+
+
+def is_tensor(var: Variable) -> bool:
+    """Whether `var` holds numbers: no random generator, no None."""
+    return isinstance(var.type, TensorType)
+
+
+def is_draw(var: Variable) -> bool:
+    """Whether `var` is drawn from a distribution."""
+    return var.owner is not None and isinstance(
+        var.owner.op, RandomVariable | SymbolicRandomVariable
+    )
+
+
+def parameters_of(rv: Variable, valued: Container[Variable]) -> list[Variable]:
+    """What the node of a random variable takes in.
+
+    In place of a draw that is not `valued`, such as a component of a mixture or the standard
+    deviations of an LKJ prior, what that takes in.
+    """
+    parameters = []
+    for inp in rv.owner.inputs:
+        is_part = is_draw(inp) and inp not in valued
+        parameters += parameters_of(inp, valued) if is_part else [inp]
+    return parameters
+
+
+def with_parameters(
+    rv: Variable, parameters: Iterator[Variable], valued: Container[Variable]
+) -> Variable:
+    """The random variable with other parameters, of the same types and in the same order."""
+    node = rv.owner
+    inputs = [
+        with_parameters(inp, parameters, valued)
+        if is_draw(inp) and inp not in valued
+        else next(parameters)
+        for inp in node.inputs
+    ]
+    new = Apply(node.op, inputs, [out.type() for out in node.outputs])
+    return new.outputs[node.outputs.index(rv)]
+
+
+def _surface(rv: Variable, valued: Container[Variable]) -> tuple:
+    """Equal for variables whose distributions differ in their parameters only."""
+    node = rv.owner
+    inputs = [
+        _surface(inp, valued)
+        if is_draw(inp) and inp not in valued
+        else inp.signature()
+        if fixed and isinstance(inp, Constant)
+        else inp.type
+        for inp, fixed in zip(node.inputs, _is_fixed(node), strict=True)
+    ]
+    return (node.op, node.outputs.index(rv), rv.type, *inputs)
+
+
+def _is_fixed(node: Apply) -> list[bool]:
+    """Which inputs say what to do, not with which numbers: these must be the same for all."""
+    if isinstance(node.op, RandomVariable):
+        return [inp is node.op.size_param(node) for inp in node.inputs]
+    return [is_tensor(inp) and not inp.type.dtype.startswith("float") for inp in node.inputs]
+
+
+def _fixed_parameters(rv: Variable, valued: Container[Variable]) -> list[bool]:
+    fixed = []
+    for inp, own in zip(rv.owner.inputs, _is_fixed(rv.owner), strict=True):
+        is_part = is_draw(inp) and inp not in valued
+        fixed += _fixed_parameters(inp, valued) if is_part else [own]
+    return fixed
+
+
+def _batched(members, rvs_to_values, signatures: Signatures, stacks: dict) -> Loop | None:
+    def batch(pack) -> Variable | None:
+        return LockStep(pack, signatures, stacks).batch().variable
+
+    first = members[0]
+    rows = [parameters_of(rv, rvs_to_values) for rv in members]
+    if any(draws(var, rvs_to_values) for var in rows[0] if is_tensor(var)):
+        return declined(members, "a parameter is drawn anew")
+    batches: list[Variable | None] = []
+    try:
+        for pack, fixed in zip(
+            zip(*rows, strict=True), _fixed_parameters(first, rvs_to_values), strict=True
+        ):
+            batches.append(batch(pack) if is_tensor(pack[0]) else None)
+            if fixed and batches[-1] is not None:
+                return declined(members, f"they differ in {pack[0]}, which is no parameter")
+        value = batch([rvs_to_values[rv] for rv in members])
+    except CannotReroll as reason:
+        return declined(members, str(reason))
+    if value is None and all(new is None for new in batches):
+        return declined(members, "they are the same")
+    return Loop(members, rows[0], batches, value)
+
+
+def draws(var: Variable, valued: Collection[Variable]) -> bool:
+    """Whether `var` is computed from a draw that is not `valued`."""
+    pending, seen = [var], set()
+    while pending:
+        var = pending.pop()
+        if var in seen or var in valued or var.owner is None:
+            continue
+        if isinstance(var.owner.op, RNGConsumerOp | MeasurableOp):
+            return True
+        seen.add(var)
+        pending += var.owner.inputs
+    return False
+
+
+def declined(members: Sequence[Variable], reason: str) -> None:
+    """Note that a loop is left to PyMC."""
+    detail = f"{len(members)} variables like {members[0].name}: {reason}"
+    record(Declined("generative", "loops_of_random_variables", detail))
+
+
+def identity(thing: Any) -> Any:
+    """Equal for what does the same: transforms and functions are made anew for each variable."""
+    match thing:
+        case Transform():
+            return (type(thing), *((k, identity(v)) for k, v in sorted(vars(thing).items())))
+        case Variable() if (value := constant_value(thing)) is not None:
+            return identity(value)
+        case FunctionType():
+            cells = [identity(cell.cell_contents) for cell in thing.__closure__ or ()]
+            return (thing.__code__, id(thing.__globals__), identity(thing.__defaults__), *cells)
+        case tuple() | list():
+            return (type(thing), *map(identity, thing))
+        case np.ndarray():
+            return (thing.shape, thing.dtype.str, thing.tobytes())
+        case None | bool() | int() | float() | str() | np.generic():
+            return (type(thing), thing)
+    return id(thing)
