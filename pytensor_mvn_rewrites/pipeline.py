@@ -50,6 +50,8 @@ RECOGNITION_TAG = "symbolic_op_recognition"
 WHOLE_GRAPH_ORDER = (
     # the markers of what is declared would be in the way of all others
     "drain_declarations",
+    # one sum of log-densities, not parts of it, is what the next rules look for
+    "sums_of_parts_are_one_sum",
     # makes densities alike that have different numbers of rows
     "constant_rows_are_compressed",
     # terms that look different only because they were not merged would go into different packs

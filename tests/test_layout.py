@@ -16,7 +16,7 @@ def public_modules(folder: Path, prefix: str = "") -> set[str]:
     return {name for name in names if not name.startswith("_")}
 
 
-@pytest.mark.parametrize("stage", ["reroll", "recognize", "structure"])
+@pytest.mark.parametrize("stage", ["generative", "reroll", "recognize", "structure"])
 def test_rule_files_and_test_files_mirror_each_other(stage):
     assert public_modules(TESTS / stage, "test_") == public_modules(PACKAGE / stage)
 

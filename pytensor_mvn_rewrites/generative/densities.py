@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import wraps
+from itertools import pairwise
 
 import numpy as np
 from pymc.logprob.utils import replace_rvs_by_values
@@ -15,6 +16,7 @@ from pytensor_mvn_rewrites.generative.loops import (
     declined,
     find_loops,
     is_tensor,
+    one_row,
     with_parameters,
 )
 from pytensor_mvn_rewrites.pipeline import Fired, derivation, record, warn_of_failure
@@ -76,7 +78,7 @@ def _terms(derive, rvs, rvs_to_values, rvs_to_transforms, kwargs) -> list[Variab
         return None
     terms = dict(zip(terms, graphs[len(densities) :], strict=True))
     for loop, density in zip(loops, graphs, strict=False):
-        terms |= zip(loop.members, members_of(density, len(loop.members)), strict=True)
+        terms |= zip(loop.members, members_of(density, loop), strict=True)
         record(Fired("generative", "loops_of_random_variables", str(loop)))
     for rv in rvs:
         terms[rv].name = f"{rvs_to_values[rv].name}_logprob" if rvs_to_values[rv].name else None
@@ -95,13 +97,20 @@ def density_of_loop(
         var if new is None and is_given(var) else var.type(name=var.name)
         for var, new in zip(originals, batches, strict=True)
     ]
+    if loop.rows:
+        own[-1] = value.type.clone(shape=value.type.shape[1:])(name=value.name)
     *parameters, own_value = own
-    rv = with_parameters(loop.members[0], iter(parameters), rvs)
-    [logp] = derive(
-        [rv], rvs_to_values={rv: own_value}, rvs_to_transforms={rv: transform}, **kwargs
-    )
+    rv = loop.members[0]
+    rv = one_row(rv, parameters) if loop.rows else with_parameters(rv, iter(parameters), rvs)
+    try:
+        [logp] = derive(
+            [rv], rvs_to_values={rv: own_value}, rvs_to_transforms={rv: transform}, **kwargs
+        )
+    except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        # PyMC wants to know more of a parameter, or says what is wrong with the model
+        raise CannotBatch(str(error)) from error
     batched = {var: new for var, new in zip(own, batches, strict=True) if new is not None}
-    [density] = vectorize_outputs([logp], batched, len(loop.members))
+    [density] = vectorize_outputs([logp], batched, sum(loop.rows or [1] * len(loop.members)))
     # of what is batched the shapes are left, which are those of the first member
     first_own = {a: b for a, b in zip(own, originals, strict=True) if a is not b}
     [density] = substituted([density], first_own, rvs)
@@ -113,18 +122,25 @@ def is_given(var: Variable) -> bool:
     return isinstance(var, Constant) or not is_tensor(var)
 
 
-def members_of(density: Variable, count: int) -> list[Variable]:
+def members_of(density: Variable, loop: Loop) -> list[Variable]:
     """``density[0], density[1], ...``, made by hand: there are thousands of them."""
-    node = density[0].owner
-    _, index = node.inputs
-    return [
-        Apply(
-            node.op,
-            [density, type(index)(index.type, np.asarray(k, dtype=index.type.dtype))],
-            [node.outputs[0].type()],
-        ).outputs[0]
-        for k in range(count)
-    ]
+    node = density[1:2].owner if loop.rows else density[1].owner
+    [old] = node.outputs
+    if loop.rows:
+        stops = np.cumsum(loop.rows).tolist()
+        bounds = list(pairwise([0, *stops]))
+    else:
+        bounds = [(k,) for k in range(len(loop.members))]
+
+    def part(*numbers: int) -> Variable:
+        index = [
+            type(own)(own.type, np.asarray(number, dtype=own.type.dtype))
+            for own, number in zip(node.inputs[1:], numbers, strict=True)
+        ]
+        shape = (numbers[1] - numbers[0],) if loop.rows else old.type.shape
+        return Apply(node.op, [density, *index], [old.type.clone(shape=shape)()]).outputs[0]
+
+    return [part(*own) for own in bounds]
 
 
 def _rest(derive, rvs, members, rvs_to_values, rvs_to_transforms, kwargs) -> dict:

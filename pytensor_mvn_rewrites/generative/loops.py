@@ -1,19 +1,22 @@
 """Loops of random variables: N alike ones, found before PyMC derives N log-densities."""
 
+import math
 from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
 
 import numpy as np
+import pytensor.tensor as pt
 from pymc.distributions.distribution import SymbolicRandomVariable
 from pymc.logprob.abstract import MeasurableOp
 from pymc.logprob.transforms import Transform
 from pytensor.graph.basic import Apply, Constant, Variable
 from pytensor.tensor.random.op import RandomVariable, RNGConsumerOp
 from pytensor.tensor.type import TensorType
+from pytensor.tensor.type_other import NoneConst
 
-from pytensor_mvn_rewrites.matching import constant_value
+from pytensor_mvn_rewrites.matching import constant_value, without_leading_ones
 from pytensor_mvn_rewrites.pipeline import Declined, record
 from pytensor_mvn_rewrites.reroll._lockstep import CannotReroll, LockStep
 from pytensor_mvn_rewrites.reroll._signature import Signatures, group_by
@@ -37,12 +40,16 @@ class Loop:
         members share it.
     value : Variable or None
         The same for their values.
+    rows : list of int or None
+        Where the members are rows that share their parameters: how many rows each member has. The
+        batched forms then have one entry for each row.
     """
 
     members: list[Variable]
     parameters: list[Variable]
     batches: list[Variable | None]
     value: Variable | None
+    rows: list[int] | None = None
 
     def __str__(self):
         return f"{len(self.members)} variables like {self.members[0].name}"
@@ -75,21 +82,33 @@ def find_loops(
         own, value = _surface(rv, rvs_to_values), rvs_to_values[rv].type
         return (own, value, identity(rvs_to_transforms.get(rv)))
 
-    groups = [group for group in group_by(single, surface) if len(group) >= MIN_MEMBERS]
-    if not groups:
+    def rows(rv):
+        return _rows(rv, rvs_to_values[rv], rvs_to_transforms.get(rv))
+
+    in_rows = [rv for rv in single if rows(rv) is not None]
+    row_groups = [group for group in group_by(in_rows, rows) if are_rows(group, rvs_to_values)]
+    taken = {rv for group in row_groups for rv in group}
+    groups = [
+        group
+        for group in group_by([rv for rv in single if rv not in taken], surface)
+        if len(group) >= MIN_MEMBERS
+    ]
+    if not groups and not row_groups:
         return []
     signatures, stacks = Signatures(leaves=set(rvs_to_values)), {}
 
     def depth(rv):
+        if rv in taken:
+            return tuple(map(signatures, shared_by_rows(rv)))
         parameters = [var for var in parameters_of(rv, rvs_to_values) if is_tensor(var)]
-        return (signatures(rvs_to_values[rv]), *map(signatures, parameters))
+        return tuple(map(signatures, [rvs_to_values[rv], *parameters]))
 
     return [
         loop
-        for group in groups
+        for group in [*row_groups, *groups]
         for members in group_by(group, depth)
         if len(members) >= MIN_MEMBERS
-        and (loop := _batched(members, rvs_to_values, signatures, stacks)) is not None
+        and (loop := _batched(members, rvs_to_values, signatures, stacks, rows=members[0] in taken))
     ]
 
 
@@ -116,6 +135,12 @@ def parameters_of(rv: Variable, valued: Container[Variable]) -> list[Variable]:
         is_part = is_draw(inp) and inp not in valued
         parameters += parameters_of(inp, valued) if is_part else [inp]
     return parameters
+
+
+def one_row(rv: Variable, parameters: Sequence[Variable]) -> Variable:
+    """One row of a random variable that is several which share these parameters."""
+    rng, *parameters = parameters
+    return rv.owner.op.make_node(rng, NoneConst.clone(), *parameters).outputs[1]
 
 
 def with_parameters(
@@ -162,28 +187,86 @@ def _fixed_parameters(rv: Variable, valued: Container[Variable]) -> list[bool]:
     return fixed
 
 
-def _batched(members, rvs_to_values, signatures: Signatures, stacks: dict) -> Loop | None:
+def shared_by_rows(rv: Variable) -> list[Variable]:
+    """The parameters of a random variable whose rows share them: those of one row."""
+    op = rv.owner.op
+    parameters = zip(op.dist_params(rv.owner), op.ndims_params, strict=True)
+    return [without_leading_ones(var, core) for var, core in parameters]
+
+
+def _rows(rv: Variable, value: Variable, transform: Transform | None) -> tuple | None:
+    """Equal for variables that differ in their parameters, and in how many rows share them."""
+    op = rv.owner.op
+    if not isinstance(op, RandomVariable) or rv.type.ndim != op.ndim_supp + 1:
+        return None
+    parameters = op.dist_params(rv.owner)
+    if transform is not None or any(map(is_draw, parameters)):
+        return None
+    for var, core in zip(parameters, op.ndims_params, strict=True):
+        if not all(var.type.broadcastable[: var.type.ndim - core]):
+            return None
+    if value.type.ndim != rv.type.ndim or None in value.type.shape:
+        return None
+    types = tuple(var.type for var in parameters)
+    kind = (isinstance(value, Constant), value.type.dtype, value.type.shape[1:])
+    return (op, rv.type.dtype, rv.type.shape[1:], types, kind)
+
+
+def are_rows(members: Sequence[Variable], rvs_to_values: Mapping[Variable, Variable]) -> bool:
+    """Whether the rows of all members are best taken together, by an index of the members.
+
+    They must be where their numbers differ. Many rows that are constant are compressed to as many
+    as they have entries, see ``structure/constant_rows.py``, and that rule wants the index.
+    """
+    values = [rvs_to_values[rv] for rv in members]
+    counts = [value.type.shape[0] for value in values]
+    size = math.prod(values[0].type.shape[1:])
+    many = isinstance(values[0], Constant) and sum(counts) > 2 * size * len(counts)
+    return len(members) >= MIN_MEMBERS and (many or len(set(counts)) > 1)
+
+
+def _batched(
+    members, rvs_to_values, signatures: Signatures, stacks: dict, *, rows: bool
+) -> Loop | None:
     def batch(pack) -> Variable | None:
         return LockStep(pack, signatures, stacks).batch().variable
 
     first = members[0]
-    rows = [parameters_of(rv, rvs_to_values) for rv in members]
-    if any(draws(var, rvs_to_values) for var in rows[0] if is_tensor(var)):
+    if rows:
+        # the generator, and the parameters: the size is that of the values
+        inputs = [(rv.owner.inputs[0], *shared_by_rows(rv)) for rv in members]
+    else:
+        inputs = [parameters_of(rv, rvs_to_values) for rv in members]
+    packs = list(zip(*inputs, strict=True))
+    if any(draws(pack[0], rvs_to_values) for pack in packs if is_tensor(pack[0])):
         return declined(members, "a parameter is drawn anew")
+    values = [rvs_to_values[rv] for rv in members]
+    fixed = [False] * len(packs) if rows else _fixed_parameters(first, rvs_to_values)
     batches: list[Variable | None] = []
     try:
-        for pack, fixed in zip(
-            zip(*rows, strict=True), _fixed_parameters(first, rvs_to_values), strict=True
-        ):
+        for pack, is_fixed in zip(packs, fixed, strict=True):
             batches.append(batch(pack) if is_tensor(pack[0]) else None)
-            if fixed and batches[-1] is not None:
+            if is_fixed and batches[-1] is not None:
                 return declined(members, f"they differ in {pack[0]}, which is no parameter")
-        value = batch([rvs_to_values[rv] for rv in members])
+        value = join_rows(values) if rows else batch(values)
     except CannotReroll as reason:
         return declined(members, str(reason))
     if value is None and all(new is None for new in batches):
         return declined(members, "they are the same")
-    return Loop(members, rows[0], batches, value)
+    parameters = [pack[0] for pack in packs]
+    if not rows:
+        return Loop(members, parameters, batches, value)
+    counts = [value.type.shape[0] for value in values]
+    member_of_row = np.repeat(np.arange(len(counts)), counts)
+    batches = [None if new is None else new[member_of_row] for new in batches]
+    return Loop(members, parameters, batches, value, counts)
+
+
+def join_rows(values: Sequence[Variable]) -> Variable:
+    """All rows, one after the other."""
+    if all(isinstance(value, Constant) for value in values):
+        return pt.constant(np.concatenate([value.data for value in values]))
+    return pt.join(0, *values)
 
 
 def draws(var: Variable, valued: Collection[Variable]) -> bool:
@@ -210,7 +293,8 @@ def identity(thing: Any) -> Any:
     """Equal for what does the same: transforms and functions are made anew for each variable."""
     match thing:
         case Transform():
-            return (type(thing), *((k, identity(v)) for k, v in sorted(vars(thing).items())))
+            own = ((k, v) for k, v in sorted(vars(thing).items()) if k != "__doc__")
+            return (type(thing), *((k, identity(v)) for k, v in own))
         case Variable() if (value := constant_value(thing)) is not None:
             return identity(value)
         case FunctionType():

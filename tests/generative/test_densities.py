@@ -1,0 +1,231 @@
+"""Log-densities of loops of random variables, against those that PyMC derives one by one."""
+
+import numpy as np
+import pymc as pm
+import pytensor
+import pytensor.tensor as pt
+import pytest
+from pytensor.graph.traversal import apply_ancestors
+
+import pytensor_mvn_rewrites as mvn
+from pytensor_mvn_rewrites.pipeline import Declined, Fired, recording
+from tests.harness import REFERENCE_MODE, rewritten
+from tests.loop_models import LOOPS, N, data, model_of, mvnormals, ragged_groups
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Data in y_. contains missing values"),
+    pytest.mark.filterwarnings("ignore:Intermediate results"),
+]
+
+
+def in_loops(events) -> int:
+    return sum(
+        int(event.detail.split()[0])
+        for event in events
+        if isinstance(event, Fired) and event.stage == "generative"
+    )
+
+
+def point(model, rng):
+    start = model.initial_point()
+    return [
+        rng.integers(0, 2, size=start[v.name].shape).astype(v.dtype)
+        if v.dtype.startswith("int")
+        else np.asarray(0.3 * rng.normal(size=start[v.name].shape))
+        for v in model.value_vars
+    ]
+
+
+def compiled(model, outputs):
+    return pytensor.function(
+        model.value_vars, outputs, mode=REFERENCE_MODE, on_unused_input="ignore"
+    )
+
+
+def assert_same_terms(model, rng, **kwargs):
+    """Each term, by its value, type and name."""
+    with mvn.disable():
+        expected = model.logp(sum=False, **kwargs)
+    terms = model.logp(sum=False, **kwargs)
+    assert [term.type for term in terms] == [term.type for term in expected]
+    assert [term.name for term in terms] == [term.name for term in expected]
+    values = point(model, rng)
+    pairs = zip(compiled(model, terms)(*values), compiled(model, expected)(*values), strict=True)
+    for got, want in pairs:
+        np.testing.assert_allclose(got, want, rtol=1e-12)
+
+
+@pytest.mark.parametrize("jacobian", [True, False])
+@pytest.mark.parametrize("declare", LOOPS, ids=lambda declare: declare.__name__)
+def test_terms(declare, jacobian, rng):
+    model = model_of(declare)
+    with recording() as events:
+        assert_same_terms(model, rng, jacobian=jacobian)
+    assert in_loops(events) == LOOPS[declare]
+
+
+@pytest.mark.parametrize("declare", LOOPS, ids=lambda declare: declare.__name__)
+def test_gradient(declare, rng):
+    model = model_of(declare)
+    wrt, values = model.continuous_value_vars, point(model, rng)
+    with mvn.disable():
+        terms = model.logp(sum=False)
+        expected = compiled(model, pt.grad(sum(term.sum() for term in terms), wrt))(*values)
+    [logp] = rewritten([sum(term.sum() for term in model.logp(sum=False))])
+    for got, want in zip(compiled(model, pt.grad(logp, wrt))(*values), expected, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-11)
+
+
+def test_part_of_the_variables(rng):
+    """Only what is asked for, in its order."""
+    model = model_of(mvnormals)
+    names = ["x_3", "mu", "x_1"]
+    assert_same_terms(model, rng, vars=[model[name] for name in names])
+    loop = [model[f"x_{n}"] for n in reversed(range(N))]
+    with recording() as events:
+        assert_same_terms(model, rng, vars=loop)
+    assert in_loops(events) == N
+
+
+@pytest.mark.parametrize("declare", [mvnormals, ragged_groups], ids=lambda d: d.__name__)
+def test_size_does_not_grow(declare):
+    """The sum is one density before the gradient is taken."""
+    [logp] = rewritten([model_of(declare).logp()])
+    assert len(list(apply_ancestors([logp]))) < 60
+
+
+def test_data_may_change(rng):
+    model = model_of(data)
+    values = point(model, rng)
+    [logp] = model.logp(vars=[model["x_2"]], sum=False)
+    function = compiled(model, [sum(term.sum() for term in model.logp(sum=False))])
+    before = function(*values)
+    with model:
+        pm.set_data({"rows": rng.normal(size=(N, 2)), "scales": np.arange(1.0, N + 1) ** 2})
+    with mvn.disable():
+        terms = model.logp(sum=False)
+        expected = compiled(model, [sum(term.sum() for term in terms)])(*values)
+    assert function(*values)[0] != before[0]
+    np.testing.assert_allclose(function(*values), expected, rtol=1e-12)
+    assert logp.type.ndim == 0
+
+
+def test_a_bad_member_leaves_the_others_alone():
+    with pm.Model() as model:
+        scale = pm.Normal("scale", shape=N)
+        for n in range(N):
+            pm.MvNormal(f"x_{n}", np.zeros(2), cov=scale[n] * np.eye(2), observed=[1.0, 2.0])
+    value = np.ones(N)
+    value[3] = -1
+    terms = model.compile_logp(sum=False, mode="FAST_COMPILE")({"scale": value})
+    finite = [np.isfinite(term).all() for term in terms[1:]]
+    assert finite == [n != 3 for n in range(N)]
+
+
+def a_member_of_another_length():
+    for n in range(N):
+        pm.Normal(f"x_{n}", 0, n + 1.0, shape=2 + (n == 4))
+
+
+def a_member_of_another_transform():
+    for n in range(N):
+        own = {"transform": pm.distributions.transforms.ordered, "initval": [0.0, 1.0]}
+        pm.Normal(f"x_{n}", 0, n + 1.0, shape=2, **(own if n == 4 else {}))
+
+
+def a_member_of_another_bound():
+    for n in range(N):
+        interval = pm.distributions.transforms.Interval(lower=-1.0 - (n == 4), upper=2.0)
+        pm.Normal(f"x_{n}", 0, n + 1.0, transform=interval)
+
+
+def a_member_of_another_distribution():
+    for n in range(N):
+        (pm.Laplace if n == 4 else pm.Normal)(f"x_{n}", 0, n + 1.0)
+
+
+def a_member_of_other_parameters():
+    s = pm.HalfNormal("s")
+    for n in range(N):
+        pm.Normal(f"x_{n}", 0, s**2 if n == 4 else s + n)
+
+
+@pytest.mark.parametrize(
+    "declare",
+    [
+        a_member_of_another_length,
+        a_member_of_another_transform,
+        a_member_of_another_bound,
+        a_member_of_another_distribution,
+        a_member_of_other_parameters,
+    ],
+    ids=lambda declare: declare.__name__,
+)
+def test_one_odd_member(declare, rng):
+    """The others are a loop."""
+    model = model_of(declare)
+    with recording() as events:
+        assert_same_terms(model, rng)
+    assert in_loops(events) == N - 1
+
+
+def unlike_transforms():
+    """Functions that are made anew, and hold other numbers."""
+    for n in range(N):
+        interval = pm.distributions.transforms.Interval(lower=-1.0 - n, upper=2.0)
+        pm.Normal(f"x_{n}", 0, n + 1.0, transform=interval)
+
+
+def too_few():
+    for n in range(7):
+        pm.Normal(f"x_{n}", 0, n + 1.0)
+
+
+def unknown_lengths():
+    """Each in pm.Data of its own, which may get another length."""
+    for n in range(N):
+        pm.Normal(f"x_{n}", 0, n + 1.0, observed=pm.Data(f"data_{n}", np.ones(2)))
+
+
+def several_values_of_one_node():
+    for n in range(N):
+        pm.Normal(f"x_{n}", 0, 1.0, observed=np.array([1.0, np.nan]))
+
+
+@pytest.mark.parametrize(
+    "declare", [unlike_transforms, too_few, unknown_lengths], ids=lambda d: d.__name__
+)
+def test_near_miss(declare, rng):
+    model = model_of(declare)
+    with recording() as events:
+        assert_same_terms(model, rng)
+    assert in_loops(events) == 0
+
+
+def test_explain_says_why_not():
+    model = model_of(unknown_lengths)
+    with recording() as events:
+        model.logp()
+    [reason] = {e.reason for e in events if isinstance(e, Declined) and e.stage == "generative"}
+    assert "9 variables like x_0" in reason
+    assert "may differ" in reason
+
+
+def test_a_draw_among_the_parameters_is_the_same_error():
+    def declare():
+        scale = pm.HalfNormal.dist(1.0)
+        for n in range(N):
+            pm.Normal(f"x_{n}", n, scale, observed=1.0)
+
+    model = model_of(declare)
+    with mvn.disable(), pytest.raises(ValueError, match="Random variables detected"):
+        model.logp()
+    with pytest.raises(ValueError, match="Random variables detected"):
+        model.logp()
+
+
+def test_switched_off():
+    model = model_of(mvnormals)
+    with recording() as events, pytensor.config.change_flags(mvn_rewrites__skip="generative"):
+        model.logp()
+    assert in_loops(events) == 0
