@@ -1,8 +1,9 @@
 """Log-densities of loops: PyMC derives one, and that is batched."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import wraps
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from pymc.logprob.utils import replace_rvs_by_values
@@ -19,6 +20,7 @@ from pytensor_mvn_rewrites.generative.loops import (
     one_row,
     with_parameters,
 )
+from pytensor_mvn_rewrites.matching import Tensor
 from pytensor_mvn_rewrites.pipeline import Fired, derivation, record, warn_of_failure
 from pytensor_mvn_rewrites.reroll._vectorize import CannotBatch, vectorize_outputs
 
@@ -86,8 +88,8 @@ def _terms(derive, rvs, rvs_to_values, rvs_to_transforms, kwargs) -> list[Variab
 
 
 def density_of_loop(
-    derive, loop: Loop, value: Variable, transform, rvs: Iterable[Variable], kwargs
-) -> Variable:
+    derive, loop: Loop, value: Variable, transform, rvs: Collection[Variable], kwargs
+) -> Tensor:
     """The log-densities of all members, one after the other along the first dimension.
 
     Their parameters are still computed from `rvs`, all random variables of the model.
@@ -122,15 +124,13 @@ def is_given(var: Variable) -> bool:
     return isinstance(var, Constant) or not is_tensor(var)
 
 
-def members_of(density: Variable, loop: Loop) -> list[Variable]:
+def members_of(density: Tensor, loop: Loop) -> list[Variable]:
     """``density[0], density[1], ...``, made by hand: there are thousands of them."""
     node = density[1:2].owner if loop.rows else density[1].owner
     [old] = node.outputs
+    bounds: Iterable[tuple[int, ...]] = ((k,) for k in range(len(loop.members)))
     if loop.rows:
-        stops = np.cumsum(loop.rows).tolist()
-        bounds = list(pairwise([0, *stops]))
-    else:
-        bounds = [(k,) for k in range(len(loop.members))]
+        bounds = pairwise([0, *np.cumsum(loop.rows).tolist()])
 
     def part(*numbers: int) -> Variable:
         index = [
@@ -167,7 +167,6 @@ def substituted(
     """Copies of graphs with other variables in place of some; what is `kept` is not copied."""
     if not new:
         return list(graphs)
-    memo = clone_get_equiv(
-        [*new, *kept], graphs, copy_inputs=False, copy_orphans=False, memo=dict(new)
-    )
+    memo: dict[Any, Any] = dict(new)
+    clone_get_equiv([*new, *kept], graphs, copy_inputs=False, copy_orphans=False, memo=memo)
     return [memo[graph] for graph in graphs]

@@ -95,7 +95,8 @@ def find_loops(
     ]
     if not groups and not row_groups:
         return []
-    signatures, stacks = Signatures(leaves=set(rvs_to_values)), {}
+    signatures = Signatures(leaves=set(rvs_to_values))
+    stacks: dict[tuple[int, ...], Variable] = {}
 
     def depth(rv):
         if rv in taken:
@@ -130,7 +131,7 @@ def parameters_of(rv: Variable, valued: Container[Variable]) -> list[Variable]:
     In place of a draw that is not `valued`, such as a component of a mixture or the standard
     deviations of an LKJ prior, what that takes in.
     """
-    parameters = []
+    parameters: list[Variable] = []
     for inp in rv.owner.inputs:
         is_part = is_draw(inp) and inp not in valued
         parameters += parameters_of(inp, valued) if is_part else [inp]
@@ -232,17 +233,18 @@ def _batched(
         return LockStep(pack, signatures, stacks).batch().variable
 
     first = members[0]
-    if rows:
-        # the generator, and the parameters: the size is that of the values
-        inputs = [(rv.owner.inputs[0], *shared_by_rows(rv)) for rv in members]
-    else:
-        inputs = [parameters_of(rv, rvs_to_values) for rv in members]
-    packs = list(zip(*inputs, strict=True))
+    def parameters(rv) -> list[Variable]:
+        # of rows the size is that of the values
+        if rows:
+            return [rv.owner.inputs[0], *shared_by_rows(rv)]
+        return parameters_of(rv, rvs_to_values)
+
+    packs = list(zip(*map(parameters, members), strict=True))
     if any(draws(pack[0], rvs_to_values) for pack in packs if is_tensor(pack[0])):
         return declined(members, "a parameter is drawn anew")
     values = [rvs_to_values[rv] for rv in members]
     fixed = [False] * len(packs) if rows else _fixed_parameters(first, rvs_to_values)
-    batches: list[Variable | None] = []
+    batches: list[Any] = []
     try:
         for pack, is_fixed in zip(packs, fixed, strict=True):
             batches.append(batch(pack) if is_tensor(pack[0]) else None)
@@ -253,19 +255,20 @@ def _batched(
         return declined(members, str(reason))
     if value is None and all(new is None for new in batches):
         return declined(members, "they are the same")
-    parameters = [pack[0] for pack in packs]
+    of_first = [pack[0] for pack in packs]
     if not rows:
-        return Loop(members, parameters, batches, value)
+        return Loop(members, of_first, batches, value)
     counts = [value.type.shape[0] for value in values]
     member_of_row = np.repeat(np.arange(len(counts)), counts)
     batches = [None if new is None else new[member_of_row] for new in batches]
-    return Loop(members, parameters, batches, value, counts)
+    return Loop(members, of_first, batches, value, counts)
 
 
 def join_rows(values: Sequence[Variable]) -> Variable:
     """All rows, one after the other."""
-    if all(isinstance(value, Constant) for value in values):
-        return pt.constant(np.concatenate([value.data for value in values]))
+    data = [value.data for value in values if isinstance(value, Constant)]
+    if len(data) == len(values):
+        return pt.constant(np.concatenate(data))
     return pt.join(0, *values)
 
 
@@ -283,7 +286,7 @@ def draws(var: Variable, valued: Collection[Variable]) -> bool:
     return False
 
 
-def declined(members: Sequence[Variable], reason: str) -> None:
+def declined(members: Sequence[Variable], reason: str) -> Any:
     """Note that a loop is left to PyMC."""
     detail = f"{len(members)} variables like {members[0].name}: {reason}"
     record(Declined("generative", "loops_of_random_variables", detail))

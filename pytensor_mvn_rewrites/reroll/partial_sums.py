@@ -8,7 +8,7 @@ from pytensor.graph.basic import Constant, Variable
 from pytensor.tensor.math import Sum
 from pytensor.tensor.subtensor import Subtensor
 
-from pytensor_mvn_rewrites.matching import reduced_axes
+from pytensor_mvn_rewrites.matching import Tensor, reduced_axes
 from pytensor_mvn_rewrites.pipeline import reroll
 from pytensor_mvn_rewrites.reroll._packs import holds_random_variables
 from pytensor_mvn_rewrites.reroll._terms import outer_sums
@@ -48,7 +48,7 @@ def sums_of_parts_are_one_sum(fgraph):
     fgraph.replace_all(replacements, reason="sums_of_parts_are_one_sum", import_missing=True)
 
 
-def part_of(term: Variable) -> tuple[Variable, int, int] | None:
+def part_of(term: Tensor) -> tuple[Tensor, int, int] | None:
     """The x, start and stop of ``sum(x[start:stop])``, or of ``x[start]``, a number."""
     if term.type.ndim:
         return None
@@ -65,7 +65,7 @@ def part_of(term: Variable) -> tuple[Variable, int, int] | None:
             return None
     if x.type.dtype != term.type.dtype:
         return None
-    values = [int(bound.data) for bound in bounds]
+    values = [int(bound.data) for bound in bounds if isinstance(bound, Constant)]
     if isinstance(index, slice):
         entries = [None if e is None else values[e] for e in (index.start, index.stop, index.step)]
         start, stop, step = slice(*entries).indices(x.type.shape[0])
@@ -74,7 +74,7 @@ def part_of(term: Variable) -> tuple[Variable, int, int] | None:
     return x, start, start + 1
 
 
-def joined(x: Variable, parts: list[tuple[int, int, Variable]]) -> Variable | None:
+def joined(x: Tensor, parts: list[tuple[int, int, Variable]]) -> Variable | None:
     """The sum of all parts of x, of which there are at least two."""
     if len(parts) < 2:
         return None
