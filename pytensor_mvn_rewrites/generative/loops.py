@@ -233,6 +233,7 @@ def _batched(
         return LockStep(pack, signatures, stacks).batch().variable
 
     first = members[0]
+
     def parameters(rv) -> list[Variable]:
         # of rows the size is that of the values
         if rows:

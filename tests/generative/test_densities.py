@@ -124,7 +124,8 @@ def test_a_bad_member_leaves_the_others_alone():
 
 def a_member_of_another_length():
     for n in range(N):
-        pm.Normal(f"x_{n}", 0, n + 1.0, shape=2 + (n == 4))
+        size = 2 + (n == 4)
+        pm.MvNormal(f"x_{n}", np.zeros(size), (n + 1.0) * np.eye(size))
 
 
 def a_member_of_another_transform():
