@@ -24,7 +24,7 @@ from pytensor.tensor.random.basic import MvNormalRV
 from pytensor_mvn_rewrites._upstream import _lkj_normalizing_constant, _LKJCholeskyCovRV, _logprob
 from pytensor_mvn_rewrites.ops import mvnormal_logp, noisy_kronecker_quad_logdet, packed_cholesky
 from pytensor_mvn_rewrites.pipeline import logprob
-from pytensor_mvn_rewrites.structure._symmetry import is_symmetric
+from pytensor_mvn_rewrites.proofs.symmetry import is_symmetric
 
 
 def has_density_of_pymc(op, rv_type: type) -> bool:

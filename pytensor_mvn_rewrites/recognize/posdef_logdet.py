@@ -11,10 +11,9 @@ from pytensor.tensor.linalg.solvers.general import Solve
 from pytensor.tensor.linalg.summary import Det
 from pytensor.tensor.math import Prod, log
 
-from pytensor_mvn_rewrites.matching import (
+from pytensor_mvn_rewrites.graph import (
     dimshuffled,
     is_core_diagonal,
-    is_proven_posdef,
     is_real_float,
     matrix_view,
     reduced_axes,
@@ -22,6 +21,7 @@ from pytensor_mvn_rewrites.matching import (
     uses,
 )
 from pytensor_mvn_rewrites.pipeline import recognize
+from pytensor_mvn_rewrites.proofs.definiteness import is_proven_posdef
 
 
 @recognize

@@ -9,14 +9,9 @@ from pytensor.tensor.linalg.solvers.general import Solve
 from pytensor.tensor.linalg.summary import Det
 from pytensor.tensor.rewriting.blockwise import blockwise_of
 
-from pytensor_mvn_rewrites.matching import (
-    dimshuffled,
-    is_proven_posdef,
-    is_real_float,
-    matrix_view,
-    uses,
-)
+from pytensor_mvn_rewrites.graph import dimshuffled, is_real_float, matrix_view, uses
 from pytensor_mvn_rewrites.pipeline import recognize
+from pytensor_mvn_rewrites.proofs.definiteness import is_proven_posdef
 
 
 @recognize

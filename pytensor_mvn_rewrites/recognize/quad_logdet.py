@@ -15,7 +15,7 @@ from pytensor.tensor.linalg.solvers.triangular import SolveTriangular
 from pytensor.tensor.math import All, Dot, Sum
 from pytensor.tensor.rewriting.blockwise import blockwise_of
 
-from pytensor_mvn_rewrites.matching import (
+from pytensor_mvn_rewrites.graph import (
     Axis,
     MatrixView,
     Tensor,
@@ -27,7 +27,6 @@ from pytensor_mvn_rewrites.matching import (
     is_square_of,
     matrix_view,
     reduced_axes,
-    scalar_constant,
     sum_over,
     transposed,
     uses,
@@ -35,6 +34,7 @@ from pytensor_mvn_rewrites.matching import (
 )
 from pytensor_mvn_rewrites.ops import inv_quad_logdet
 from pytensor_mvn_rewrites.pipeline import recognize
+from pytensor_mvn_rewrites.proofs.constants import scalar_constant
 
 
 @dataclass

@@ -12,7 +12,7 @@ from pytensor.tensor.linalg.products import KroneckerProduct
 from pytensor.tensor.shape import SpecifyShape
 from pytensor.tensor.subtensor import AdvancedSubtensor, Subtensor
 
-from pytensor_mvn_rewrites.matching import in_graph_order
+from pytensor_mvn_rewrites.graph import in_graph_order
 from pytensor_mvn_rewrites.reroll._cost import factorizes
 
 #: Ops whose result has the structure of what they take in, which the rules of stage 3 look through.

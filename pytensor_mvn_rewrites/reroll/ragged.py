@@ -12,7 +12,7 @@ from pytensor.tensor.basic import ScalarFromTensor
 from pytensor.tensor.elemwise import Elemwise
 from pytensor.tensor.math import All, Sum
 
-from pytensor_mvn_rewrites.matching import Tensor
+from pytensor_mvn_rewrites.graph import Tensor
 from pytensor_mvn_rewrites.ops import MvNormalLogp
 from pytensor_mvn_rewrites.pipeline import Fired, record, reroll
 from pytensor_mvn_rewrites.reroll._packs import holds_random_variables

@@ -20,23 +20,24 @@ from pytensor.tensor.math import Dot, Sum
 from pytensor.tensor.shape import specify_shape
 from pytensor.tensor.subtensor import IncSubtensor, indices_from_subtensor
 
-from pytensor_mvn_rewrites.matching import (
+from pytensor_mvn_rewrites.graph import (
     Tensor,
     is_full_slice,
     is_real_float,
     matrix_view,
-    scalar_constant,
+    spans_matrix,
+    static_size,
     without_leading_ones,
 )
 from pytensor_mvn_rewrites.pipeline import structure
+from pytensor_mvn_rewrites.proofs.constants import scalar_constant
+from pytensor_mvn_rewrites.proofs.diagonals import diagonal_of
 from pytensor_mvn_rewrites.structure._assemble import outputs_like
-from pytensor_mvn_rewrites.structure._diagonal import diagonal_of, is_square
 from pytensor_mvn_rewrites.structure._kron import (
     kron_factors,
     kron_operands,
     multiple_of_identity,
     split_scale,
-    static_size,
 )
 from pytensor_mvn_rewrites.structure._structure import Structure
 
@@ -170,7 +171,7 @@ def layout(block: Tensor) -> tuple:
     match core.owner_op_and_inputs:
         case (Blockwise(MatrixInverse()), inverted):
             return ("inverse", layout(inverted))
-        case (Elemwise(scalar_op=Add()), *terms) if all(map(is_square, terms)):
+        case (Elemwise(scalar_op=Add()), *terms) if all(map(spans_matrix, terms)):
             return tuple(sorted((term for term in map(layout, terms) if term), key=repr))
         case (Dot() | Blockwise(Dot()), left, _) if left.type.shape[-1] != core.type.shape[-1]:
             return ("product", left.type.shape[-1])
@@ -267,7 +268,7 @@ def blocks_of_sum_of_krons(matrix: Tensor) -> list[Blocks] | None:
 def blocks_of_sum_with_diagonals(matrix: Tensor) -> list[Blocks] | None:
     """``block_diag(S_1, ..., S_B) + diag(d)``: each block gets its part of the diagonal."""
     match without_leading_ones(matrix, 2).owner_op_and_inputs:
-        case (Elemwise(scalar_op=Add()), *terms) if all(map(is_square, terms)):
+        case (Elemwise(scalar_op=Add()), *terms) if all(map(spans_matrix, terms)):
             pass
         case _:
             return None

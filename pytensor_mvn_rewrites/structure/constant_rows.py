@@ -13,16 +13,13 @@ from pytensor.scalar.basic import Cast
 from pytensor.tensor.elemwise import Elemwise
 from pytensor.tensor.math import All, Sum
 
-from pytensor_mvn_rewrites.matching import Tensor, constant_value, in_graph_order, reduced_axes
+from pytensor_mvn_rewrites.graph import Tensor, in_graph_order, reduced_axes
 from pytensor_mvn_rewrites.ops import MvNormalLogp, inv_quad_logdet
 from pytensor_mvn_rewrites.ops.check import BatchedCheck
 from pytensor_mvn_rewrites.pipeline import Declined, Fired, record, structure
+from pytensor_mvn_rewrites.proofs.constants import constant_value
 from pytensor_mvn_rewrites.structure._gathers import gathered
-from pytensor_mvn_rewrites.structure._rowwise import (
-    NotRowwise,
-    linear_in_rows,
-    with_other_rows,
-)
+from pytensor_mvn_rewrites.structure._rowwise import NotRowwise, linear_in_rows, with_other_rows
 
 #: Do not spend more multiplications than this on the QR factorizations of one density.
 MAX_WORK = 2e10

@@ -17,18 +17,18 @@ from pytensor.tensor.subtensor import (
     indices_from_subtensor,
 )
 
-from pytensor_mvn_rewrites.matching import (
+from pytensor_mvn_rewrites.graph import (
     Tensor,
     is_core_diagonal,
     is_full_slice,
+    is_transpose_of,
     positions_of,
-    scalar_constant,
 )
 from pytensor_mvn_rewrites.ops import PackedCholesky, packed_cholesky
 from pytensor_mvn_rewrites.ops.packed_cholesky import diagonal_positions
 from pytensor_mvn_rewrites.pipeline import structure
+from pytensor_mvn_rewrites.proofs.constants import scalar_constant
 from pytensor_mvn_rewrites.structure._assemble import outputs_like
-from pytensor_mvn_rewrites.structure._triangular import is_transpose_of
 
 
 @structure

@@ -7,7 +7,7 @@ import pytest
 from pytensor.assumptions import assume
 from pytensor.graph.fg import FunctionGraph
 
-from pytensor_mvn_rewrites.structure._triangular import Triangularity, triangularity
+from pytensor_mvn_rewrites.proofs.triangularity import Triangularity, triangularity
 from tests.harness import evaluate, rewritten, spd
 
 UNKNOWN, LOWER, CHOLESKY = Triangularity

@@ -43,13 +43,9 @@ from pytensor.tensor.math import Dot
 from pytensor.tensor.shape import Reshape, SpecifyShape
 from pytensor.tensor.subtensor import AdvancedSubtensor, Subtensor
 
-from pytensor_mvn_rewrites.matching import (
-    Tensor,
-    reduced_axes,
-    scalar_constant,
-    takes_whole_matrices,
-)
-from pytensor_mvn_rewrites.structure._diagonal import diagonal_of
+from pytensor_mvn_rewrites.graph import Tensor, reduced_axes, takes_whole_matrices
+from pytensor_mvn_rewrites.proofs.constants import scalar_constant
+from pytensor_mvn_rewrites.proofs.diagonals import diagonal_of
 
 #: No proof goes deeper into the graph.
 MAX_DEPTH = 50

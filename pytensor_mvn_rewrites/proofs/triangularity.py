@@ -23,17 +23,16 @@ from pytensor.tensor.subtensor import (
     indices_from_subtensor,
 )
 
-from pytensor_mvn_rewrites.matching import (
-    constant_value,
+from pytensor_mvn_rewrites.graph import (
     is_full_slice,
-    is_positive,
     matrix_view,
     positions_of,
-    scalar_constant,
+    spans_matrix,
     takes_whole_matrices,
 )
 from pytensor_mvn_rewrites.ops import PackedCholesky
-from pytensor_mvn_rewrites.structure._diagonal import is_square
+from pytensor_mvn_rewrites.proofs.constants import constant_value, scalar_constant
+from pytensor_mvn_rewrites.proofs.positivity import is_positive
 
 
 class Triangularity(IntEnum):
@@ -79,19 +78,21 @@ def triangularity(
             return Triangularity.CHOLESKY if log_diagonal else Triangularity.LOWER
         case (AllocDiag(offset=0), diagonal):
             return Triangularity.CHOLESKY if is_positive(diagonal) else Triangularity.LOWER
-        case (Elemwise(scalar_op=Add()), *inputs) if all(map(is_square, inputs)):
+        case (Elemwise(scalar_op=Add()), *inputs) if all(map(spans_matrix, inputs)):
             # positive scales keep convex combinations of Cholesky factors Cholesky factors
             return proven(*inputs)
-        case (Elemwise(scalar_op=Sub() | Neg()), *inputs) if all(map(is_square, inputs)):
+        case (Elemwise(scalar_op=Sub() | Neg()), *inputs) if all(map(spans_matrix, inputs)):
             return min(proven(*inputs), Triangularity.LOWER)
         case (Elemwise(scalar_op=Cast()), mask) if isinstance(mask.owner_op, Elemwise):
             return Triangularity.LOWER if is_lower_mask(mask) else Triangularity.UNKNOWN
         case (Elemwise(scalar_op=Mul()), *inputs):
             return _of_product(inputs, proven)
-        case (Elemwise(scalar_op=TrueDiv()), numerator, scale) if is_square(numerator):
+        case (Elemwise(scalar_op=TrueDiv()), numerator, scale) if spans_matrix(numerator):
             state = proven(numerator)
             return state if is_positive(scale) else min(state, Triangularity.LOWER)
-        case (Elemwise(scalar_op=Switch()), _, one, other) if is_square(one) and is_square(other):
+        case (Elemwise(scalar_op=Switch()), _, one, other) if spans_matrix(one) and spans_matrix(
+            other
+        ):
             return proven(one, other)
         case (Dot() | Blockwise(Dot()), left, right):
             return proven(left, right)
@@ -101,7 +102,7 @@ def triangularity(
             return proven(*stacks)
         case (SpecifyShape(), inner, *_):
             return proven(inner)
-        case (Alloc(), inner, *_) if inner.type.ndim >= 2 and is_square(inner):
+        case (Alloc(), inner, *_) if inner.type.ndim >= 2 and spans_matrix(inner):
             return proven(inner)
         case (AdvancedIncSubtensor(set_instead_of_inc=True) as op, zeros, entries, *indices):
             return _of_entries(op, zeros, entries, indices)
@@ -110,7 +111,7 @@ def triangularity(
 
 def _of_product(inputs, proven) -> Triangularity:
     """Zeros stay zeros; scales of rows, columns or whole matrices keep a positive diagonal."""
-    matrices = [inp for inp in inputs if is_square(inp)]
+    matrices = [inp for inp in inputs if spans_matrix(inp)]
     states = [proven(inp) for inp in matrices]
     if not any(states):
         return Triangularity.UNKNOWN
@@ -178,14 +179,6 @@ def _has_positive_entries(entries: Variable, positions: np.ndarray) -> bool:
                 return False
             where = positions_of(index[-1])
             return where is not None and set(positions) <= set(where) and is_positive(values)
-    return False
-
-
-def is_transpose_of(var, other) -> bool:
-    """Whether `var` is `other.mT`, seen through PyTensor's expansion of batch dimensions."""
-    match var.owner_op_and_inputs:
-        case (DimShuffle(is_left_expanded_matrix_transpose=True), inner):
-            return inner is other
     return False
 
 
