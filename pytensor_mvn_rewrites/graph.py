@@ -9,10 +9,10 @@ import pytensor.tensor as pt
 from pytensor.graph.basic import Apply, Constant, Variable
 from pytensor.graph.fg import FunctionGraph
 from pytensor.scalar.basic import Mul, Pow, Sqr
-from pytensor.tensor.basic import ExtractDiag
+from pytensor.tensor.basic import Alloc, ExtractDiag, Join
 from pytensor.tensor.elemwise import CAReduce, DimShuffle, Elemwise
 from pytensor.tensor.shape import SpecifyShape, specify_shape
-from pytensor.tensor.subtensor import indices_from_subtensor
+from pytensor.tensor.subtensor import AdvancedSubtensor, Subtensor, indices_from_subtensor
 
 from pytensor_mvn_rewrites.proofs.constants import constant_value, scalar_constant
 
@@ -40,6 +40,25 @@ def takes_whole_matrices(node: Apply) -> bool:
         indices.pop()
     n_indexed: int = sum(index.type.ndim if is_mask(index) else 1 for index in indices)
     return n_indexed <= source.type.ndim - 2
+
+
+def stacks_of(matrix: Tensor) -> list[Tensor]:
+    """The stacks whose matrices `matrix` holds, each as it is; none where it computes others.
+
+    What is said of a batch is said of every member: what holds for all matrices of all these stacks
+    holds for `matrix`.
+    """
+    match matrix.owner_op_and_inputs:
+        case (Subtensor() | AdvancedSubtensor(), stack, *_) if takes_whole_matrices(matrix.owner):
+            return [stack]
+        case (Join(axis=axis), *stacks) if axis in range(matrix.type.ndim - 2):
+            return stacks
+        case (SpecifyShape(), inner, *_):
+            return [inner]
+        case (Alloc(), inner, *_) if inner.type.ndim >= 2 and spans_matrix(inner):
+            return [inner]
+    view = matrix_view(matrix)
+    return [] if view.core is matrix or view.transposed else [view.core]
 
 
 def is_full_slice(index) -> bool:

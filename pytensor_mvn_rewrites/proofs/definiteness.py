@@ -7,7 +7,6 @@ from pytensor.assumptions import POSITIVE_DEFINITE, FactState, SpecifyAssumption
 from pytensor.graph.basic import Constant, Variable
 from pytensor.graph.fg import FunctionGraph
 from pytensor.scalar.basic import Add, Mul
-from pytensor.tensor.basic import AllocDiag, Join
 from pytensor.tensor.blockwise import Blockwise
 from pytensor.tensor.elemwise import DimShuffle, Elemwise
 from pytensor.tensor.linalg.constructors import BlockDiagonal
@@ -15,10 +14,10 @@ from pytensor.tensor.linalg.decomposition.cholesky import Cholesky
 from pytensor.tensor.linalg.inverse import MatrixInverse
 from pytensor.tensor.linalg.products import KroneckerProduct
 from pytensor.tensor.math import Dot
-from pytensor.tensor.subtensor import AdvancedSubtensor, Subtensor
 
-from pytensor_mvn_rewrites.graph import matrix_view, takes_whole_matrices
+from pytensor_mvn_rewrites.graph import is_transpose_of, stacks_of
 from pytensor_mvn_rewrites.proofs.declared import is_declared
+from pytensor_mvn_rewrites.proofs.diagonals import diagonal_of
 from pytensor_mvn_rewrites.proofs.positivity import is_positive
 
 
@@ -51,9 +50,11 @@ def definiteness(fgraph: FunctionGraph, matrix: Variable) -> Definiteness:
         return _definiteness_of_constant(matrix)
     if is_declared(fgraph, matrix, POSITIVE_DEFINITE):
         return Definiteness.DEFINITE
-    view = matrix_view(matrix)
-    if view.core is not matrix:
-        return definiteness(fgraph, view.core)
+    diag = diagonal_of(matrix)
+    if diag is not None and is_positive(diag, strict=False):
+        return Definiteness.DEFINITE if is_positive(diag) else Definiteness.SEMIDEFINITE
+    if stacks := stacks_of(matrix):
+        return min(definiteness(fgraph, stack) for stack in stacks)
 
     match matrix.owner_op_and_inputs:
         case (Elemwise(scalar_op=Add()), *inputs):
@@ -63,29 +64,17 @@ def definiteness(fgraph: FunctionGraph, matrix: Variable) -> Definiteness:
             return max(states) if min(states) else Definiteness.UNKNOWN
         case (Elemwise(scalar_op=Mul()), *inputs):
             return _definiteness_of_product(fgraph, inputs)
-        case (AllocDiag(offset=0), diagonal):
-            if is_positive(diagonal):
-                return Definiteness.DEFINITE
-            return Definiteness(int(is_positive(diagonal, strict=False)))
+        case (DimShuffle(is_left_expanded_matrix_transpose=True), inner):
+            return definiteness(fgraph, inner)
         case (Dot() | Blockwise(Dot()), left, right):
             for one, other in ((left, right), (right, left)):
-                match other.owner_op_and_inputs:
-                    case (DimShuffle(is_left_expanded_matrix_transpose=True), inner) if (
-                        inner is one
-                    ):
-                        # a Cholesky factor has full rank, or the product is NaN
-                        factor = isinstance(one.owner_op, Blockwise) and isinstance(
-                            one.owner_op.core_op, Cholesky
-                        )
-                        return Definiteness.DEFINITE if factor else Definiteness.SEMIDEFINITE
-            return Definiteness.UNKNOWN
+                if is_transpose_of(other, one):
+                    # a Cholesky factor has full rank, or the product is NaN
+                    has_full_rank = isinstance(getattr(one.owner_op, "core_op", None), Cholesky)
+                    return Definiteness.DEFINITE if has_full_rank else Definiteness.SEMIDEFINITE
         case (Blockwise(MatrixInverse()), inner):
             state = definiteness(fgraph, inner)
             return state if state is Definiteness.DEFINITE else Definiteness.UNKNOWN
-        case (Subtensor() | AdvancedSubtensor(), stack, *_) if takes_whole_matrices(matrix.owner):
-            return definiteness(fgraph, stack)
-        case (Join(axis=axis), *stacks) if axis in range(matrix.type.ndim - 2):
-            return min(definiteness(fgraph, stack) for stack in stacks)
         case (KroneckerProduct() | BlockDiagonal() | Blockwise(BlockDiagonal()), *inputs):
             return min(definiteness(fgraph, inp) for inp in inputs)
         case (SpecifyAssumptions(assumptions=declared), inner):
@@ -96,13 +85,9 @@ def definiteness(fgraph: FunctionGraph, matrix: Variable) -> Definiteness:
 
 
 def _definiteness_of_product(fgraph, inputs) -> Definiteness:
-    """A definite matrix times positive scalars, or a diagonal constant times positive entries."""
+    """A definite matrix times positive scalars."""
     matrices = [inp for inp in inputs if False in inp.type.broadcastable[-2:]]
     scales = [inp for inp in inputs if inp not in matrices]
-    diagonals = [m for m in matrices if isinstance(m, Constant) and _is_diagonal(m.data)]
-    if len(matrices) > 1 and len(diagonals) == 1:
-        scales += [m for m in matrices if m not in diagonals]
-        matrices = diagonals
     if len(matrices) != 1:
         return Definiteness.UNKNOWN
     state = definiteness(fgraph, matrices[0])
@@ -113,20 +98,16 @@ def _definiteness_of_product(fgraph, inputs) -> Definiteness:
     return Definiteness.UNKNOWN
 
 
-def _is_diagonal(data: np.ndarray) -> bool:
-    n = data.shape[-1]
-    return data.shape[-2] == n and not np.any(data[..., ~np.eye(n, dtype=bool)])
-
-
 def _definiteness_of_constant(constant: Constant) -> Definiteness:
     """By a Cholesky factorization, once for each constant."""
     known = getattr(constant.tag, "definiteness", None)
     if known is None:
-        known = constant.tag.definiteness = _numerical_definiteness(np.asarray(constant.data))
+        known = constant.tag.definiteness = _numerical_definiteness(constant)
     return known
 
 
-def _numerical_definiteness(data: np.ndarray) -> Definiteness:
+def _numerical_definiteness(constant: Constant) -> Definiteness:
+    data = np.asarray(constant.data)
     if data.shape[-1] != data.shape[-2] or data.size == 0 or data.dtype.kind not in "iuf":
         return Definiteness.UNKNOWN
     if not np.array_equal(data, np.swapaxes(data, -1, -2)):
@@ -134,5 +115,6 @@ def _numerical_definiteness(data: np.ndarray) -> Definiteness:
     try:
         np.linalg.cholesky(data.astype("float64"))
     except np.linalg.LinAlgError:
-        return Definiteness(int(_is_diagonal(data) and bool((data >= 0).all())))
+        diag = diagonal_of(constant)
+        return Definiteness(int(diag is not None and is_positive(diag, strict=False)))
     return Definiteness(2 * bool(np.isfinite(data).all()))

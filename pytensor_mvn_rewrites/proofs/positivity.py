@@ -3,7 +3,7 @@
 from pytensor.graph.basic import Variable
 from pytensor.scalar.basic import Abs, Add, Exp, Mul, Pow, Sqr, Sqrt, Sub, TrueDiv
 from pytensor.scalar.math import Sigmoid, Softplus
-from pytensor.tensor.basic import Alloc, Join, MakeVector
+from pytensor.tensor.basic import Alloc, ExtractDiag, Join, MakeVector
 from pytensor.tensor.elemwise import DimShuffle, Elemwise
 from pytensor.tensor.shape import Reshape, SpecifyShape
 from pytensor.tensor.subtensor import AdvancedSubtensor, Subtensor
@@ -43,7 +43,7 @@ def is_positive(var: Variable, *, strict: bool = True) -> bool:
             return (scalar_constant(one) or 0) >= 1 and is_sigmoid(other)
         case (Elemwise(scalar_op=Sqrt()), inner):
             return is_positive(inner, strict=strict)
-        case (DimShuffle() | Subtensor() | AdvancedSubtensor(), inner, *_):
+        case (DimShuffle() | Subtensor() | AdvancedSubtensor() | ExtractDiag(), inner, *_):
             return is_positive(inner, strict=strict)
         case (Alloc() | SpecifyShape() | Reshape(), inner, *_):
             return is_positive(inner, strict=strict)

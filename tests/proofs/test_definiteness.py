@@ -4,6 +4,7 @@ import numpy as np
 import pytensor.tensor as pt
 import pytest
 from pytensor.graph.fg import FunctionGraph
+from pytensor.tensor.basic import AllocDiag
 
 from pytensor_mvn_rewrites.proofs.definiteness import Definiteness, definiteness
 
@@ -36,6 +37,10 @@ CASES = {
     "diagonal": (pt.diag(pt.exp(v)), Definiteness.DEFINITE),
     "diagonal of squares": (pt.diag(v**2), Definiteness.SEMIDEFINITE),
     "any diagonal": (pt.diag(v), Definiteness.UNKNOWN),
+    "diagonals of other axes": (
+        AllocDiag(offset=0, axis1=0, axis2=1)(pt.exp(A)),
+        Definiteness.UNKNOWN,
+    ),
     "second diagonal": (pt.diag(pt.exp(v), k=1), Definiteness.UNKNOWN),
     "chosen from a batch": ((B @ B.mT + EYE)[[0, 3, 3]], Definiteness.DEFINITE),
     "part of a matrix": ((GRAM + EYE)[:2, 1:], Definiteness.UNKNOWN),
