@@ -72,11 +72,16 @@ def is_mask(index) -> bool:
 
 
 def positions_of(index, length: int | None = None) -> np.ndarray | None:
-    """The constant vector of integers that an index is; None for slices, masks and anything else.
+    """The positions that a constant slice or vector of integers takes; None for anything else.
 
-    Negative ones count from the end of an axis of `length`, where it is given.
+    A slice needs the `length` of its axis; with it negative integers count from the end.
     """
-    if isinstance(index, slice) or index.type.ndim != 1 or is_mask(index):
+    if isinstance(index, slice):
+        bounds = (index.start, index.stop, index.step)
+        numbers = [None if bound is None else constant_value(bound) for bound in bounds]
+        unknown = [number is None for number in numbers] != [bound is None for bound in bounds]
+        return None if unknown or length is None else np.arange(length)[slice(*numbers)]
+    if index.type.ndim != 1 or is_mask(index):
         return None
     positions = constant_value(index)
     if positions is None or length is None:

@@ -5,7 +5,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 import pytensor.tensor as pt
@@ -25,6 +25,7 @@ from pytensor_mvn_rewrites.graph import (
     is_full_slice,
     is_real_float,
     matrix_view,
+    positions_of,
     spans_matrix,
     static_size,
     without_leading_ones,
@@ -363,15 +364,15 @@ def blocks_of_assignments(matrix: Tensor) -> list[Blocks] | None:
         if len(index) != base.type.ndim or not all(isinstance(i, slice) for i in index):
             return None
         *batch, rows, columns = index
-        span = constant_range(rows, n)
-        if span is None or span != constant_range(columns, n):
+        taken, also_taken = positions_of(rows, n), positions_of(columns, n)
+        if taken is None or also_taken is None or not np.array_equal(taken, also_taken):
             return None
         if not all(map(is_full_slice, batch)) or block.type.ndim < 2:
             return None
         # a value of another shape would be broadcast
-        if static_size(block) != span.stop - span.start:
+        if static_size(block) != len(taken) or not len(taken) or np.any(np.diff(taken) != 1):
             return None
-        blocks.append((span.start, block))
+        blocks.append((taken[0], block))
         base = inner
     if not blocks or scalar_constant(base) != 0:
         return None
@@ -380,18 +381,6 @@ def blocks_of_assignments(matrix: Tensor) -> list[Blocks] | None:
     if [start for start, _ in blocks] != [0, *ends[:-1]] or ends[-1] != n or len(blocks) == 1:
         return None
     return stacked_by_size(blocks)
-
-
-def constant_range(index: Any, n: int) -> range | None:
-    """The rows that a slice with constant bounds takes."""
-    bounds = []
-    for bound in (index.start, index.stop, index.step):
-        value = None if bound is None else scalar_constant(pt.as_tensor(bound))
-        if bound is not None and value is None:
-            return None
-        bounds.append(None if value is None else int(value))
-    taken = range(n)[slice(*bounds)]
-    return taken if taken.step == 1 else None
 
 
 def blocks_of_constant(matrix: Tensor) -> list[Blocks] | None:

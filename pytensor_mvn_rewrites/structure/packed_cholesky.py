@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytensor.tensor as pt
-from pytensor.graph.basic import Constant
 from pytensor.graph.rewriting.basic import copy_stack_trace, node_rewriter
 from pytensor.scalar.basic import Exp, Sqrt
 from pytensor.tensor.basic import ExtractDiag
@@ -164,16 +163,5 @@ def takes(node, n: int) -> bool:
     index = indices_from_subtensor(node.inputs[n_before:], node.op.idx_list)
     if len(index) != packed.type.ndim or not all(map(is_full_slice, index[:-1])):
         return False
-    positions = selected(index[-1], n * (n + 1) // 2)
+    positions = positions_of(index[-1], n * (n + 1) // 2)
     return positions is not None and np.array_equal(positions, diagonal_positions(n))
-
-
-def selected(index, length: int) -> np.ndarray | None:
-    """The positions that a constant index takes of an axis of known length."""
-    if isinstance(index, slice):
-        bounds = (index.start, index.stop, index.step)
-        if not all(bound is None or isinstance(bound, Constant) for bound in bounds):
-            return None
-        numbers = (None if bound is None else int(bound.data) for bound in bounds)
-        return np.arange(length)[slice(*numbers)]
-    return positions_of(index, length)
