@@ -8,8 +8,10 @@ import numpy as np
 import pytensor.tensor as pt
 from pytensor.graph.basic import Apply, Constant, Variable
 from pytensor.graph.fg import FunctionGraph
+from pytensor.graph.op import Op
 from pytensor.scalar.basic import Mul, Pow, Sqr
 from pytensor.tensor.basic import Alloc, ExtractDiag, Join
+from pytensor.tensor.blockwise import Blockwise
 from pytensor.tensor.elemwise import CAReduce, DimShuffle, Elemwise
 from pytensor.tensor.shape import SpecifyShape, specify_shape
 from pytensor.tensor.subtensor import AdvancedSubtensor, Subtensor, indices_from_subtensor
@@ -26,6 +28,11 @@ Tensor = Any
 def is_real_float(*variables: Variable) -> bool:
     """Whether all variables are real floating-point tensors."""
     return all(var.type.dtype in ("float32", "float64") for var in variables)
+
+
+def core_op(op: Op | None) -> Op | None:
+    """What `op` does to each member of a batch: itself, if it is no `Blockwise`."""
+    return op.core_op if isinstance(op, Blockwise) else op
 
 
 def takes_whole_matrices(node: Apply) -> bool:

@@ -15,7 +15,7 @@ from pytensor.tensor.linalg.inverse import MatrixInverse
 from pytensor.tensor.linalg.products import KroneckerProduct
 from pytensor.tensor.math import Dot
 
-from pytensor_mvn_rewrites.graph import is_transpose_of, stacks_of
+from pytensor_mvn_rewrites.graph import core_op, is_transpose_of, stacks_of
 from pytensor_mvn_rewrites.proofs.declared import is_declared
 from pytensor_mvn_rewrites.proofs.diagonals import diagonal_of
 from pytensor_mvn_rewrites.proofs.positivity import is_positive
@@ -70,7 +70,7 @@ def definiteness(fgraph: FunctionGraph, matrix: Variable) -> Definiteness:
             for one, other in ((left, right), (right, left)):
                 if is_transpose_of(other, one):
                     # a Cholesky factor has full rank, or the product is NaN
-                    has_full_rank = isinstance(getattr(one.owner_op, "core_op", None), Cholesky)
+                    has_full_rank = isinstance(core_op(one.owner_op), Cholesky)
                     return Definiteness.DEFINITE if has_full_rank else Definiteness.SEMIDEFINITE
         case (Blockwise(MatrixInverse()), inner):
             state = definiteness(fgraph, inner)

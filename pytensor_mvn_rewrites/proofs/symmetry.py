@@ -43,7 +43,7 @@ from pytensor.tensor.math import Dot
 from pytensor.tensor.shape import Reshape, SpecifyShape
 from pytensor.tensor.subtensor import AdvancedSubtensor, Subtensor
 
-from pytensor_mvn_rewrites.graph import Tensor, reduced_axes, takes_whole_matrices
+from pytensor_mvn_rewrites.graph import Tensor, core_op, reduced_axes, takes_whole_matrices
 from pytensor_mvn_rewrites.proofs.constants import scalar_constant
 from pytensor_mvn_rewrites.proofs.diagonals import diagonal_of
 
@@ -151,16 +151,12 @@ class _Mirrors:
     def _same_ops(self, one, other) -> bool:
         """The proof for two nodes of one op, which transposes as its inputs do."""
         ours, theirs = one.owner.inputs, other.owner.inputs
-        match one.owner.op:
+        match core_op(one.owner.op):
             case Elemwise(scalar_op=Add()):
                 return match_in_any_order(ours, theirs, self.holds)
             case Elemwise() | KroneckerProduct() | BlockDiagonal():
                 return self._all_hold(ours, theirs)
-            case Blockwise(core_op=KroneckerProduct() | BlockDiagonal()):
-                return self._all_hold(ours, theirs)
             case MatrixInverse() | MatrixPinv() | Expm():
-                return self._all_hold(ours, theirs)
-            case Blockwise(core_op=MatrixInverse() | MatrixPinv() | Expm()):
                 return self._all_hold(ours, theirs)
             case Join(axis=axis) if axis in range(one.type.ndim - 2):
                 return self._all_hold(ours, theirs)

@@ -27,13 +27,13 @@ factors without a density run in 22.1 us as a batch of three, and in 18.2 us one
 from dataclasses import dataclass
 
 from pytensor.tensor.basic import Join, MakeVector, ScalarFromTensor, TensorFromScalar
-from pytensor.tensor.blockwise import Blockwise
 from pytensor.tensor.elemwise import CAReduce, DimShuffle, Elemwise
 from pytensor.tensor.linalg import Cholesky, Det, Eigh, MatrixInverse, SLogDet
 from pytensor.tensor.linalg.solvers.core import SolveBase
 from pytensor.tensor.shape import Reshape
 from pytensor.tensor.subtensor import Subtensor
 
+from pytensor_mvn_rewrites.graph import core_op
 from pytensor_mvn_rewrites.ops.gaussian import GaussianOp
 
 #: Ops that disappear when they are batched.
@@ -115,4 +115,4 @@ def weight(op) -> int:
 
 def factorizes(op) -> bool:
     """Whether `op` factorizes a matrix, or works with a factor."""
-    return isinstance(op.core_op if isinstance(op, Blockwise) else op, FACTORIZING_OPS)
+    return isinstance(core_op(op), FACTORIZING_OPS)

@@ -19,7 +19,7 @@ from pytensor_mvn_rewrites.reroll._cost import ARRANGING_OPS, Cost, factorizes, 
 from pytensor_mvn_rewrites.reroll._signature import Signatures, is_anchor, is_commutative
 
 #: What is found at one position of all terms.
-type Pack = tuple[Variable, ...]
+type Members = tuple[Variable, ...]
 
 #: What a pack is known by: the identities of its members.
 type Key = tuple[int, ...]
@@ -66,11 +66,11 @@ class Walk:
         self.computes |= not isinstance(op, ARRANGING_OPS)
         self.factorizes |= factorizes(op)
 
-    def constants(self, pack: Pack) -> Any:
+    def constants(self, pack: Members) -> Any:
         """A pack of constants."""
         return True
 
-    def slices(self, pack: Pack) -> Any:
+    def slices(self, pack: Members) -> Any:
         """A pack that may turn out to be slices of one variable; None for any other."""
         first = pack[0].owner
         may_be = (
@@ -81,12 +81,12 @@ class Walk:
         )
         return may_be or None
 
-    def stack(self, pack: Pack) -> Any:
+    def stack(self, pack: Members) -> Any:
         """A pack of different variables."""
         self.used_stacks.add(key_of(pack))
         return True
 
-    def node(self, nodes: Sequence[Apply], inputs: list[Pack], batched: list) -> Sequence:
+    def node(self, nodes: Sequence[Apply], inputs: list[Members], batched: list) -> Sequence:
         """The outputs of a pack of nodes, some of whose `inputs` are batched."""
         self.count(nodes[0].op)
         return [True] * len(nodes[0].outputs)
@@ -107,7 +107,7 @@ class Walk:
                 self.results[key] = self.output(pack, inputs)
         return self.results[key_of(self.terms)]
 
-    def _resolve(self, pack: Pack, key: Key) -> bool:
+    def _resolve(self, pack: Members, key: Key) -> bool:
         """Whether it needs no look at the inputs of `pack` to say what it becomes."""
         if all(var is pack[0] for var in pack) or _is_repeated(pack):
             self.results[key] = None
@@ -121,7 +121,7 @@ class Walk:
             return False
         return True
 
-    def inputs(self, pack: Pack) -> list[Pack]:
+    def inputs(self, pack: Members) -> list[Members]:
         """The packs that the nodes take in; those of commutative nodes in canonical order."""
         op = nodes_of(pack)[0].op
         rows = [node.inputs for node in nodes_of(pack)]
@@ -134,7 +134,7 @@ class Walk:
                     self.results[key_of(inputs)] = self.stack(inputs)
         return packs
 
-    def output(self, pack: Pack, inputs: list[Pack]) -> Any:
+    def output(self, pack: Members, inputs: list[Members]) -> Any:
         """What a pack of results of one op becomes."""
         nodes = nodes_of(pack)
         batched = [self.results[key_of(inp)] for inp in inputs]

@@ -74,15 +74,15 @@ class BlockDiagonal(Structure):
 
     n: int
     dtype: str
-    groups: list[Blocks]
+    stacks: list[Blocks]
 
     @classmethod
     def match(cls, fgraph, matrix, n, param) -> Self | None:
         """In any of the forms that `blocks_of` knows."""
-        groups = blocks_of(matrix)
-        if groups is None or not is_real_float(matrix):
+        stacks = blocks_of(matrix)
+        if stacks is None or not is_real_float(matrix):
             return None
-        return cls(matrix.type.shape[-1], matrix.type.dtype, groups)
+        return cls(matrix.type.shape[-1], matrix.type.dtype, stacks)
 
     def outputs(self, node):
         """The same op for each size of blocks."""
@@ -90,7 +90,7 @@ class BlockDiagonal(Structure):
         if any(vector.type.shape[-1] not in (None, self.n) for vector in vectors):
             return None
         results = []
-        for blocks in self.groups:
+        for blocks in self.stacks:
             outputs = type(node.op)(param=node.op.param)(
                 *(take(vector, blocks.positions, self.n) for vector in vectors),
                 without_leading_ones(blocks.matrices.astype(self.dtype), 2),
@@ -130,40 +130,37 @@ def blocks_of(matrix: Tensor) -> list[Blocks] | None:
     if static_size(matrix) is None or diagonal_of(matrix) is not None:
         return None
     scale, core = split_scale(matrix)
-    for find in (
+    finders = (
         blocks_of_block_diag,
         blocks_of_kron_with_identity,
         blocks_of_sum_of_krons,
         blocks_of_sum_with_diagonals,
         blocks_of_assignments,
         blocks_of_constant,
-    ):
-        groups = find(core)
-        if groups is not None:
-            break
-    else:
+    )
+    stacks = next((found for find in finders if (found := find(core)) is not None), None)
+    if scale is None or stacks is None:
+        return stacks
+    return [Blocks(blocks.positions, scale[..., None, :, :] * blocks.matrices) for blocks in stacks]
+
+
+def stacked_by_size(blocks: list[Tensor]) -> list[Blocks] | None:
+    """Blocks one after the other, those that are alike in one stack."""
+    sizes = [static_size(block) for block in blocks]
+    if None in sizes:
         return None
-    if scale is None:
-        return groups
-    return [Blocks(blocks.positions, scale[..., None, :, :] * blocks.matrices) for blocks in groups]
-
-
-def stacked_by_size(blocks: list[tuple[int, Tensor]]) -> list[Blocks] | None:
-    """Equal blocks in one stack; `blocks` are (first row, matrix)."""
-    by_type = defaultdict(list)
-    for start, block in blocks:
-        if static_size(block) is None:
-            return None
-        key = block.type.shape[-1], block.type.broadcastable, layout(block)
-        by_type[key].append((start, block))
-    groups = []
-    for (n, *_), members in by_type.items():
-        positions = np.asarray([start for start, _ in members])[:, None] + np.arange(n)
-        matrices = [block for _, block in members]
+    starts = np.cumsum([0, *sizes])
+    alike = defaultdict(list)
+    for start, block in zip(starts, blocks, strict=False):
+        alike[block.type.shape[-1], block.type.broadcastable, layout(block)].append((start, block))
+    stacks = []
+    for (n, *_), members in alike.items():
+        first_rows, matrices = zip(*members, strict=True)
         if all(block is matrices[0] for block in matrices):
             matrices = matrices[:1]
-        groups.append(Blocks(positions, pt.stack(matrices, axis=matrices[0].type.ndim - 2)))
-    return groups
+        stacked = pt.stack(matrices, axis=matrices[0].type.ndim - 2)
+        stacks.append(Blocks(np.add.outer(first_rows, np.arange(n)), stacked))
+    return stacks
 
 
 def layout(block: Tensor) -> tuple:
@@ -182,31 +179,16 @@ def layout(block: Tensor) -> tuple:
 
 def blocks_of_block_diag(matrix: Tensor) -> list[Blocks] | None:
     """``block_diag(S_1, ..., S_B)``."""
+    blocks = flattened(matrix)
+    return None if blocks[0] is matrix else stacked_by_size(blocks)
+
+
+def flattened(matrix: Tensor) -> list[Tensor]:
+    """The blocks of a ``block_diag`` with those of a ``block_diag`` among them in its place."""
     match matrix.owner_op_and_inputs:
         case (BlockDiag() | Blockwise(BlockDiag()), *blocks):
-            flat = flattened(blocks)
-            if any(static_size(block) is None for block in flat):
-                return None
-            return stacked_by_size(with_first_rows(flat))
-    return None
-
-
-def flattened(blocks: list[Tensor]) -> list[Tensor]:
-    """The blocks of a ``block_diag`` with those of a ``block_diag`` among them in its place."""
-    flat: list[Tensor] = []
-    for block in blocks:
-        match block.owner_op_and_inputs:
-            case (BlockDiag() | Blockwise(BlockDiag()), *inner):
-                flat += flattened(list(inner))
-            case _:
-                flat.append(block)
-    return flat
-
-
-def with_first_rows(blocks: list[Tensor]) -> list[tuple[int, Tensor]]:
-    """(first row, block) for square blocks one after the other."""
-    starts = np.cumsum([0, *(block.type.shape[-1] for block in blocks)])[:-1]
-    return list(zip(starts.tolist(), blocks, strict=True))
+            return [inner for block in blocks for inner in flattened(block)]
+    return [matrix]
 
 
 def blocks_of_kron_with_identity(matrix: Tensor) -> list[Blocks] | None:
@@ -277,15 +259,15 @@ def blocks_of_sum_with_diagonals(matrix: Tensor) -> list[Blocks] | None:
     others = [term for term, diag in zip(terms, diags, strict=True) if diag is None]
     if len(others) in (0, len(terms)):
         return None
-    groups = blocks_of(others[0] if len(others) == 1 else pt.add(*others))
-    if groups is None:
+    stacks = blocks_of(others[0] if len(others) == 1 else pt.add(*others))
+    if stacks is None:
         return None
     diag = reduce(add, (diag for diag in diags if diag is not None))
     n = static_size(matrix)
     if n is None or diag.type.shape[-1] != n:
         return None
     results = []
-    for blocks in groups:
+    for blocks in stacks:
         eye = np.eye(blocks.positions.shape[-1], dtype=diag.type.dtype)
         part = take(diag, blocks.positions, n)[..., None] * eye
         results.append(Blocks(blocks.positions, blocks.matrices + part))
@@ -380,7 +362,7 @@ def blocks_of_assignments(matrix: Tensor) -> list[Blocks] | None:
     ends = [start + block.type.shape[-1] for start, block in blocks]
     if [start for start, _ in blocks] != [0, *ends[:-1]] or ends[-1] != n or len(blocks) == 1:
         return None
-    return stacked_by_size(blocks)
+    return stacked_by_size([block for _, block in blocks])
 
 
 def blocks_of_constant(matrix: Tensor) -> list[Blocks] | None:
@@ -396,12 +378,12 @@ def blocks_of_constant(matrix: Tensor) -> list[Blocks] | None:
         by_size[len(rows)].append(rows)
     if n_blocks < 2 or (len(by_size) > 1 and n < MIN_RAGGED_CONSTANT):
         return None
-    groups = []
+    stacks = []
     for members in by_size.values():
         positions = np.stack(members)
         matrices = data[..., positions[:, :, None], positions[:, None, :]]
-        groups.append(Blocks(positions, pt.constant(matrices)))
-    return groups
+        stacks.append(Blocks(positions, pt.constant(matrices)))
+    return stacks
 
 
 def components(matrix: Constant) -> tuple[int, np.ndarray]:

@@ -55,7 +55,7 @@ def constant_rows_are_compressed(fgraph):
     densities = [node for node in fgraph.apply_nodes if isinstance(node.op, MvNormalLogp)]
     for node in in_graph_order(fgraph, densities):
         try:
-            if (candidate := Rows.of(fgraph, node)) is not None:
+            if (candidate := ConstantRows.of(fgraph, node)) is not None:
                 candidates.append(candidate)
         except NotRowwise as reason:
             record(Declined("structure", "constant_rows_are_compressed", str(reason)))
@@ -74,7 +74,7 @@ def constant_rows_are_compressed(fgraph):
 
 
 @dataclass
-class Rows:
+class ConstantRows:
     """The log-density of constant rows, summed.
 
     Attributes
@@ -101,7 +101,7 @@ class Rows:
     cells: list[list[np.ndarray]]
 
     @classmethod
-    def of(cls, fgraph, node: Apply) -> "Rows | None":
+    def of(cls, fgraph, node: Apply) -> "ConstantRows | None":
         """The rows of `node`; None or NotRowwise if they are not what the rule takes."""
         value, mu, matrix = list[Tensor](node.inputs)
         if value.type.ndim != 2 or mu.type.ndim > 2:

@@ -18,6 +18,7 @@ from pytensor.tensor.subtensor import (
 
 from pytensor_mvn_rewrites.graph import (
     Tensor,
+    core_op,
     is_core_diagonal,
     is_full_slice,
     is_transpose_of,
@@ -116,7 +117,7 @@ def packed_standard_deviations_are_known(fgraph, node):
     found = [
         root.outputs[0]
         for product, _ in fgraph.clients[chol]
-        if isinstance(product.op, Dot) or isinstance(getattr(product.op, "core_op", None), Dot)
+        if isinstance(core_op(product.op), Dot)
         if product.inputs[0] is chol and is_transpose_of(product.inputs[1], chol)
         for diagonal, _ in fgraph.clients[product.outputs[0]]
         if isinstance(diagonal.op, ExtractDiag) and is_core_diagonal(diagonal)
