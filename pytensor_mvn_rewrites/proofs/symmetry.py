@@ -40,7 +40,7 @@ from pytensor.tensor.linalg.constructors import BlockDiagonal
 from pytensor.tensor.linalg.inverse import MatrixInverse, MatrixPinv
 from pytensor.tensor.linalg.products import Expm, KroneckerProduct
 from pytensor.tensor.math import Dot
-from pytensor.tensor.shape import Reshape, SpecifyShape
+from pytensor.tensor.shape import SpecifyShape
 from pytensor.tensor.subtensor import AdvancedSubtensor, Subtensor
 
 from pytensor_mvn_rewrites.graph import Tensor, core_op, reduced_axes, takes_whole_matrices
@@ -125,8 +125,6 @@ class _Mirrors:
             return False
         if isinstance(one.owner.op, DimShuffle):
             return self._dimshuffles(one, other)
-        if isinstance(one.owner.op, Reshape):
-            return self._column_and_row(one, other)
         return one.owner.op == other.owner.op and self._same_ops(one, other)
 
     def _is_symmetric_alone(self, matrix) -> bool:
@@ -219,12 +217,6 @@ class _Mirrors:
             return True
         last_two = {ours.type.ndim - 2, ours.type.ndim - 1}
         return order == other_order and set(order[-2:]) == last_two and self.holds(ours, theirs)
-
-    def _column_and_row(self, one, other) -> bool:
-        """``x.reshape((-1, 1))`` and ``x.reshape((1, -1))``."""
-        if one.type.ndim != 2 or one.owner.inputs[0] is not other.owner.inputs[0]:
-            return False
-        return {one.type.broadcastable, other.type.broadcastable} == {(True, False), (False, True)}
 
 
 def match_in_any_order(ours, theirs, match) -> bool:
