@@ -13,8 +13,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
-from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -29,16 +27,6 @@ ONE_THREAD = {
     "NPROC": "1",
     "JAX_PLATFORMS": "cpu",
 }
-
-
-@contextmanager
-def stopwatch():
-    """Time a block: the dict that it yields gets `wall` and `cpu`, in seconds."""
-    times: dict[str, float] = {}
-    wall, cpu = time.perf_counter(), time.process_time()
-    yield times
-    times["wall"] = time.perf_counter() - wall
-    times["cpu"] = time.process_time() - cpu
 
 
 class WorkerError(RuntimeError):

@@ -17,8 +17,8 @@ from pytensor.tensor.elemwise import DimShuffle, Elemwise
 from pytensor.tensor.random.op import RandomVariable
 
 from pytensor_mvn_rewrites.logprob import FusedMvNormalRV, FusedPrecisionMvNormalRV
-from pytensor_mvn_rewrites.matching import NARROW, NARROW_RATIO, is_declared
 from pytensor_mvn_rewrites.pipeline import IR_END, IR_START, logprob_graph
+from pytensor_mvn_rewrites.proofs.declared import NARROW, NARROW_RATIO, is_declared
 
 FUSED = (FusedMvNormalRV, FusedPrecisionMvNormalRV)
 

@@ -24,15 +24,10 @@ from pytensor.tensor.random.basic import MvNormalRV
 from pytensor_mvn_rewrites._upstream import _lkj_normalizing_constant, _LKJCholeskyCovRV, _logprob
 from pytensor_mvn_rewrites.ops import mvnormal_logp, noisy_kronecker_quad_logdet, packed_cholesky
 from pytensor_mvn_rewrites.pipeline import logprob
-from pytensor_mvn_rewrites.structure._symmetry import is_symmetric
+from pytensor_mvn_rewrites.proofs.symmetry import is_symmetric
 
-
-def has_density_of_pymc(op, rv_type: type) -> bool:
-    """Whether the log-density of `op` is the one that PyMC defines for `rv_type`.
-
-    A subclass may have one of its own, and a user may have registered another one for the type.
-    """
-    return type(op) is rv_type and _is_of_pymc(_logprob.dispatch(rv_type))
+#: PyMC 6.3 knows the normalizing constant of a constant `eta` only, and wants it as a number
+ETA_MAY_VARY = tuple(map(int, pymc.__version__.split(".")[:2])) >= (6, 4)
 
 
 @cache
@@ -46,81 +41,54 @@ class FusedMvNormalRV(MvNormalRV):
     """A multivariate normal whose log-density is :class:`~.ops.MvNormalLogp`."""
 
 
-@logprob
-@node_rewriter([MvNormalRV])
-def fuse_mvnormal_rv(fgraph, node):
-    """MvNormalRV(mu, cov) -> FusedMvNormalRV(mu, cov).
-
-    The draws are the same; only the log-density that PyMC derives from the node differs in form.
-    """
-    if not has_density_of_pymc(node.op, MvNormalRV):
-        return None
-    # the inputs were checked when `node` was made: making it again would infer its shape anew,
-    # the larger part of what PyMC needs to build the log-density of a loop
-    return Apply(_fused_op(node.op), node.inputs, [out.type() for out in node.outputs]).outputs
-
-
-@cache
-def _fused_op(op) -> FusedMvNormalRV:
-    return FusedMvNormalRV(**op._props_dict())
-
-
 class FusedPrecisionMvNormalRV(PrecisionMvNormalRV):
-    """The same for a multivariate normal that is given by its precision."""
-
-
-@logprob
-@node_rewriter([PrecisionMvNormalRV])
-def fuse_precision_mvnormal_rv(fgraph, node):
-    """PrecisionMvNormalRV(mu, tau) -> FusedPrecisionMvNormalRV(mu, tau).
-
-    PyMC itself makes a ``PrecisionMvNormalRV`` of ``MvNormal(tau=...)``.
-    """
-    if not has_density_of_pymc(node.op, PrecisionMvNormalRV):
-        return None
-    # the same inner graph, of which making another one would be most of the cost
-    op = copy(node.op)
-    op.__class__ = FusedPrecisionMvNormalRV
-    return Apply(op, node.inputs, [out.type() for out in node.outputs]).outputs
+    """The same for ``MvNormal(tau=...)``, of which PyMC makes a ``PrecisionMvNormalRV``."""
 
 
 class FusedKroneckerNormalRV(KroneckerNormalRV):
     """A ``pm.KroneckerNormal`` of the log-density :func:`fused_kronecker_normal_logp`."""
 
 
-@logprob
-@node_rewriter([KroneckerNormalRV])
-def fuse_kronecker_normal_rv(fgraph, node):
-    """KroneckerNormalRV(mu, sigma, *covs) -> FusedKroneckerNormalRV(mu, sigma, *covs)."""
-    if not has_density_of_pymc(node.op, KroneckerNormalRV):
-        return None
-    op = copy(node.op)
-    op.__class__ = FusedKroneckerNormalRV
-    return Apply(op, node.inputs, [out.type() for out in node.outputs]).outputs
-
-
-#: PyMC 6.3 knows the normalizing constant of a constant `eta` only, and wants it as a number
-ETA_MAY_VARY = tuple(map(int, pymc.__version__.split(".")[:2])) >= (6, 4)
-
-
 class FusedLKJCholeskyCovRV(_LKJCholeskyCovRV):
     """A ``pm.LKJCholeskyCov`` of the log-density :func:`fused_lkj_cholesky_cov_logp`."""
 
 
-@logprob
-@node_rewriter([_LKJCholeskyCovRV])
-def fuse_lkj_cholesky_cov_rv(fgraph, node):
-    """_LKJCholeskyCovRV(n, eta, sd) -> FusedLKJCholeskyCovRV(n, eta, sd).
+#: A random variable of PyMC -> the same with a log-density of this package.
+FUSED: dict[type, type] = {
+    MvNormalRV: FusedMvNormalRV,
+    PrecisionMvNormalRV: FusedPrecisionMvNormalRV,
+    KroneckerNormalRV: FusedKroneckerNormalRV,
+    _LKJCholeskyCovRV: FusedLKJCholeskyCovRV,
+}
 
-    Declines when n is not a constant, and when eta is not one where PyMC wants it to be.
+
+def has_density_of_pymc(op) -> bool:
+    """Whether the log-density of `op` is the one that PyMC defines for a type of `FUSED`.
+
+    A subclass may have one of its own, and a user may have registered another one for the type.
     """
-    _, n, eta, _ = node.inputs
-    if not has_density_of_pymc(node.op, _LKJCholeskyCovRV) or not isinstance(n, Constant):
+    return type(op) in FUSED and _is_of_pymc(_logprob.dispatch(type(op)))
+
+
+@logprob
+@node_rewriter([*FUSED])
+def fuse_random_variable(fgraph, node):
+    """MvNormalRV(mu, cov) -> FusedMvNormalRV(mu, cov), and the same for all of `FUSED`.
+
+    The draws are the same; only the log-density that PyMC derives from the node differs in form.
+    Declines where that is not PyMC's own, and for an ``LKJCholeskyCov`` when n is not constant, or
+    eta is not where PyMC wants it to be.
+    """
+    if not has_density_of_pymc(node.op):
         return None
-    if not ETA_MAY_VARY and not isinstance(eta, Constant):
-        return None
+    if isinstance(node.op, _LKJCholeskyCovRV):
+        _, n, eta, _ = node.inputs
+        if not isinstance(n, Constant) or not (ETA_MAY_VARY or isinstance(eta, Constant)):
+            return None
+    # the inputs were checked when `node` was made: making it again would infer its shape anew,
+    # the larger part of what PyMC needs to build the log-density of a loop, or its inner graph
     op = copy(node.op)
-    op.__class__ = FusedLKJCholeskyCovRV
+    op.__class__ = FUSED[type(op)]
     return Apply(op, node.inputs, [out.type() for out in node.outputs]).outputs
 
 

@@ -4,7 +4,8 @@ Everything here runs on the Python linker without optimizer, unless it is about 
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import pytensor
@@ -179,6 +180,16 @@ def assert_declines(graph, values: Mapping[Variable, object] | None = None) -> N
         reference = evaluate(graph, values)
     for got, want in zip(fn(*values.values()), reference, strict=True):
         assert_close(got, want, "value", np.asarray(want).dtype)
+
+
+@contextmanager
+def named(name: str) -> Iterator[None]:
+    """What fails in this block tells the name of its case."""
+    try:
+        yield
+    except BaseException as error:
+        error.add_note(f"case: {name}")
+        raise
 
 
 def spd(rng: np.random.Generator, *batch: int, n: int, condition: float | None = None):

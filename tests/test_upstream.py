@@ -28,23 +28,58 @@ def test_unknown_name():
         _ = _upstream._gone
 
 
-def private_imports(path: Path) -> list[str]:
+TREES = {path: ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")}
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.endswith("__") and name != "_"
+
+
+def private_imports(tree: ast.Module) -> list[str]:
     """Imports of private names, or from private modules, of other packages."""
     found = []
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in UPSTREAM:
-            module = str(node.module)
-            private_module = any(part.startswith("_") for part in module.split("."))
-            found += [
-                f"{path.name}: {module}.{alias.name}"
-                for alias in node.names
-                if private_module or alias.name.startswith("_")
-            ]
-    return found
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import(names=aliases):
+                names = [alias.name for alias in aliases]
+            case ast.ImportFrom(module=str(module), names=aliases):
+                names = [f"{module}.{alias.name}" for alias in aliases]
+            case _:
+                continue
+        parts = [name.split(".") for name in names]
+        found += [path for path in parts if path[0] in UPSTREAM and any(map(is_private, path))]
+    return [".".join(path) for path in found]
+
+
+def own_names(tree: ast.Module) -> set[str]:
+    """The functions, methods and attributes that a file defines."""
+    names = set()
+    for node in ast.walk(tree):
+        match node:
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+                names.add(name)
+            case ast.Name(id=name, ctx=ast.Store()) | ast.Attribute(attr=name, ctx=ast.Store()):
+                names.add(name)
+    return names
 
 
 def test_only_upstream_imports_private_names():
-    assert not [name for path in PACKAGE.rglob("*.py") for name in private_imports(path)]
+    assert not {
+        path.name: found for path, tree in TREES.items() if (found := private_imports(tree))
+    }
+
+
+def test_private_attributes_are_named_in_upstream():
+    """Of modules and of objects: what no file of the package defines belongs to others."""
+    known = set().union(*map(own_names, TREES.values()))
+    known |= {*_upstream.NAMES, *(method for *_, method in _upstream.METHODS)}
+    found = {
+        (path.name, node.attr)
+        for path, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and is_private(node.attr) and node.attr not in known
+    }
+    assert not found
 
 
 def test_every_name_is_used():

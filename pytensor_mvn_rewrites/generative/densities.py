@@ -20,7 +20,7 @@ from pytensor_mvn_rewrites.generative.loops import (
     one_row,
     with_parameters,
 )
-from pytensor_mvn_rewrites.matching import Tensor
+from pytensor_mvn_rewrites.graph import Tensor
 from pytensor_mvn_rewrites.pipeline import Fired, derivation, record, warn_of_failure
 from pytensor_mvn_rewrites.reroll._vectorize import CannotBatch, vectorize_outputs
 

@@ -16,8 +16,9 @@ from pytensor.tensor.random.op import RandomVariable, RNGConsumerOp
 from pytensor.tensor.type import TensorType
 from pytensor.tensor.type_other import NoneConst
 
-from pytensor_mvn_rewrites.matching import constant_value, without_leading_ones
+from pytensor_mvn_rewrites.graph import without_leading_ones
 from pytensor_mvn_rewrites.pipeline import Declined, record
+from pytensor_mvn_rewrites.proofs.constants import constant_value
 from pytensor_mvn_rewrites.reroll._lockstep import CannotReroll, LockStep
 from pytensor_mvn_rewrites.reroll._signature import Signatures, group_by
 

@@ -15,7 +15,7 @@ from pytensor.graph.basic import Apply, Constant, Variable
 from pytensor.tensor.basic import Alloc
 from pytensor.tensor.subtensor import AdvancedIncSubtensor, AdvancedSubtensor
 
-from pytensor_mvn_rewrites.matching import Tensor
+from pytensor_mvn_rewrites.graph import Tensor
 
 #: Matrices with fewer rows each, by their known numbers, are gathered. Measured on one core with
 #: all gradients, n = 3: 5000 rows of 5000 matrices take 307 us by groups and 247 us gathered, 2000

@@ -19,10 +19,10 @@ from pytensor.tensor.basic import Alloc
 from pytensor.tensor.elemwise import DimShuffle, Elemwise
 from pytensor.tensor.math import All, Sum
 
+from pytensor_mvn_rewrites.graph import Tensor
 from pytensor_mvn_rewrites.lower._groups import RowGroups, find_row_groups
 from pytensor_mvn_rewrites.lower._lowered import LoweredOp
 from pytensor_mvn_rewrites.lower._pairs import core_sizes, find_groups
-from pytensor_mvn_rewrites.matching import Tensor
 from pytensor_mvn_rewrites.ops import (
     DecomposedKroneckerQuadLogdet,
     DecomposedKroneckerQuadLogdetPullback,

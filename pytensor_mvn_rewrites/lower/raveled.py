@@ -20,11 +20,9 @@ from pytensor.tensor.shape import Reshape
 from pytensor.tensor.subtensor import AdvancedSubtensor, Subtensor
 from pytensor.tensor.type import TensorType
 
+from pytensor_mvn_rewrites.graph import Tensor
 from pytensor_mvn_rewrites.lower._lowered import BackendOp
-from pytensor_mvn_rewrites.lower.numba_backend import (
-    NumbaGaussianOp,
-    compiles_for_numba,
-)
+from pytensor_mvn_rewrites.lower.numba_backend import NumbaGaussianOp, compiles_for_numba
 from pytensor_mvn_rewrites.lower.slices import (
     Piece,
     entry_of,
@@ -34,7 +32,6 @@ from pytensor_mvn_rewrites.lower.slices import (
     piece_of,
     slice_of,
 )
-from pytensor_mvn_rewrites.matching import Tensor
 from pytensor_mvn_rewrites.ops.gaussian import KernelOp
 from pytensor_mvn_rewrites.pipeline import LOWER_POSITION, lower
 

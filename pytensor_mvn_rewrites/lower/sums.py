@@ -10,7 +10,7 @@ from pytensor.scalar.basic import Add
 from pytensor.tensor.elemwise import DimShuffle, Elemwise
 from pytensor.tensor.math import Sum, add
 
-from pytensor_mvn_rewrites.matching import Tensor
+from pytensor_mvn_rewrites.graph import Tensor
 from pytensor_mvn_rewrites.pipeline import LOWER_POSITION, lower
 
 

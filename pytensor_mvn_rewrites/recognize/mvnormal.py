@@ -13,9 +13,10 @@ from pytensor.tensor.elemwise import DimShuffle, Elemwise
 from pytensor.tensor.shape import Shape, Shape_i
 from pytensor.tensor.subtensor import Subtensor
 
-from pytensor_mvn_rewrites.matching import scalar_constant, without_leading_ones
+from pytensor_mvn_rewrites.graph import without_leading_ones
 from pytensor_mvn_rewrites.ops import InvQuadLogdet, mvnormal_logp
 from pytensor_mvn_rewrites.pipeline import recognize
+from pytensor_mvn_rewrites.proofs.constants import scalar_constant
 
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 

@@ -11,10 +11,10 @@ from pytensor.tensor.linalg.solvers.general import Solve
 from pytensor.tensor.linalg.summary import Det
 from pytensor.tensor.math import Prod, log
 
-from pytensor_mvn_rewrites.matching import (
+from pytensor_mvn_rewrites.graph import (
+    core_op,
     dimshuffled,
     is_core_diagonal,
-    is_proven_posdef,
     is_real_float,
     matrix_view,
     reduced_axes,
@@ -22,6 +22,7 @@ from pytensor_mvn_rewrites.matching import (
     uses,
 )
 from pytensor_mvn_rewrites.pipeline import recognize
+from pytensor_mvn_rewrites.proofs.definiteness import is_proven_posdef
 
 
 @recognize
@@ -45,7 +46,7 @@ def logdet_of_proven_posdef(fgraph, node):
     partners = [
         client
         for client, _ in uses(fgraph, core)
-        if isinstance(client.op, Blockwise) and isinstance(client.op.core_op, Solve | Cholesky)
+        if isinstance(core_op(client.op), Solve | Cholesky)
     ]
     if not partners or not is_proven_posdef(fgraph, core):
         return None
@@ -71,8 +72,7 @@ def log_prod_of_cholesky_diagonal(fgraph, node):
     [diag] = prod.owner.inputs
     if diag.owner is None or not is_core_diagonal(diag.owner):
         return None
-    factor_op = diag.owner.inputs[0].owner_op
-    if not (isinstance(factor_op, Blockwise) and isinstance(factor_op.core_op, Cholesky)):
+    if not isinstance(core_op(diag.owner.inputs[0].owner_op), Cholesky):
         return None
     total = sum_over(pt.log(diag), reduced_axes(prod.owner))
     copy_stack_trace(node.outputs[0], total)

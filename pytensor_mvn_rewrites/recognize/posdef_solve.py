@@ -3,20 +3,14 @@
 import pytensor.tensor as pt
 from pytensor.graph.rewriting.basic import copy_stack_trace, node_rewriter
 from pytensor.graph.rewriting.unify import OpPattern
-from pytensor.tensor.blockwise import Blockwise
 from pytensor.tensor.linalg.decomposition.cholesky import Cholesky
 from pytensor.tensor.linalg.solvers.general import Solve
 from pytensor.tensor.linalg.summary import Det
 from pytensor.tensor.rewriting.blockwise import blockwise_of
 
-from pytensor_mvn_rewrites.matching import (
-    dimshuffled,
-    is_proven_posdef,
-    is_real_float,
-    matrix_view,
-    uses,
-)
+from pytensor_mvn_rewrites.graph import core_op, dimshuffled, is_real_float, matrix_view, uses
 from pytensor_mvn_rewrites.pipeline import recognize
+from pytensor_mvn_rewrites.proofs.definiteness import is_proven_posdef
 
 
 @recognize
@@ -39,8 +33,7 @@ def solve_of_proven_posdef(fgraph, node):
         return None
     view = matrix_view(matrix)
     if not any(
-        isinstance(client.op, Blockwise) and isinstance(client.op.core_op, Det | Cholesky)
-        for client, _ in uses(fgraph, view.core)
+        isinstance(core_op(client.op), Det | Cholesky) for client, _ in uses(fgraph, view.core)
     ):
         return None
     if not is_proven_posdef(fgraph, view.core):

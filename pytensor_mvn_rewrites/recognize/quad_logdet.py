@@ -15,10 +15,11 @@ from pytensor.tensor.linalg.solvers.triangular import SolveTriangular
 from pytensor.tensor.math import All, Dot, Sum
 from pytensor.tensor.rewriting.blockwise import blockwise_of
 
-from pytensor_mvn_rewrites.matching import (
+from pytensor_mvn_rewrites.graph import (
     Axis,
     MatrixView,
     Tensor,
+    core_op,
     dimshuffled,
     drop_axis,
     is_core_diagonal,
@@ -27,7 +28,6 @@ from pytensor_mvn_rewrites.matching import (
     is_square_of,
     matrix_view,
     reduced_axes,
-    scalar_constant,
     sum_over,
     transposed,
     uses,
@@ -35,6 +35,7 @@ from pytensor_mvn_rewrites.matching import (
 )
 from pytensor_mvn_rewrites.ops import inv_quad_logdet
 from pytensor_mvn_rewrites.pipeline import recognize
+from pytensor_mvn_rewrites.proofs.constants import scalar_constant
 
 
 @dataclass
@@ -126,9 +127,7 @@ def uses_of_factor(fgraph, factor: MatrixView) -> Formula | None:
 
 def twins(fgraph, factor: Variable) -> list[Variable]:
     """All nodes that compute the same Cholesky factor: they merge only after these rewrites."""
-    if not (
-        isinstance(factor.owner_op, Blockwise) and isinstance(factor.owner_op.core_op, Cholesky)
-    ):
+    if not isinstance(core_op(factor.owner_op), Cholesky):
         return [factor]
     [matrix] = factor.owner.inputs
     return [
@@ -196,7 +195,7 @@ def add_uses_of_diagonal(fgraph, diag: Variable, formula: Formula) -> bool:
 
 
 @dataclass
-class Rows:
+class AlignedRows:
     """The arguments of the op, and the way back to the batch dimensions of the formula."""
 
     delta: Variable
@@ -255,7 +254,7 @@ class Rows:
         return self.delta.type.shape[i - len(self.keep) - 1]
 
 
-def align(solve: Apply, matrix: Variable) -> Rows:
+def align(solve: Apply, matrix: Variable) -> AlignedRows:
     """Right-hand sides of `solve` as rows, and the matrix with the batch dimensions to match.
 
     Dimensions of length 1 that neither needs are dropped.
@@ -275,10 +274,12 @@ def align(solve: Apply, matrix: Variable) -> Rows:
     delta = without_leading_ones(dimshuffled(delta, (*keep, n_batch)), 1)
     core = matrix.type.ndim - 2
     matrix = dimshuffled(matrix, (*(positions[axis] for axis in keep), core, core + 1))
-    return Rows(delta, without_leading_ones(matrix, 2), positions, keep, matrix_batch)
+    return AlignedRows(delta, without_leading_ones(matrix, 2), positions, keep, matrix_batch)
 
 
-def replace_halves(fgraph, formula: Formula, quaddist: Quaddist, rows: Rows, half_logdet, posdef):
+def replace_halves(
+    fgraph, formula: Formula, quaddist: Quaddist, rows: AlignedRows, half_logdet, posdef
+):
     """Replacements for the log-determinants and checks by outputs of the op; None if impossible.
 
     The op gives one for each row of delta, the formula one for each matrix. Where there are more

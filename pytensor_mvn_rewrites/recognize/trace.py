@@ -7,7 +7,7 @@ from pytensor.tensor.blockwise import Blockwise
 from pytensor.tensor.linalg.solvers.triangular import SolveTriangular, solve_triangular
 from pytensor.tensor.math import Dot, Sum
 
-from pytensor_mvn_rewrites.matching import (
+from pytensor_mvn_rewrites.graph import (
     is_core_diagonal,
     is_real_float,
     reduced_axes,
@@ -15,7 +15,7 @@ from pytensor_mvn_rewrites.matching import (
     transposed,
 )
 from pytensor_mvn_rewrites.pipeline import recognize
-from pytensor_mvn_rewrites.structure._symmetry import is_transpose
+from pytensor_mvn_rewrites.proofs.symmetry import is_transpose
 
 
 @recognize

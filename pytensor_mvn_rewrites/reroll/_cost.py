@@ -24,20 +24,17 @@ Terms of slices of one variable, as of the point of a sampler, need no stack: th
 factors without a density run in 22.1 us as a batch of three, and in 18.2 us one by one.
 """
 
-from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from pytensor.graph.basic import Constant, Variable
-from pytensor.tensor.basic import Join, MakeVector, ScalarFromTensor, Split, TensorFromScalar
-from pytensor.tensor.blockwise import Blockwise
+from pytensor.tensor.basic import Join, MakeVector, ScalarFromTensor, TensorFromScalar
 from pytensor.tensor.elemwise import CAReduce, DimShuffle, Elemwise
 from pytensor.tensor.linalg import Cholesky, Det, Eigh, MatrixInverse, SLogDet
 from pytensor.tensor.linalg.solvers.core import SolveBase
 from pytensor.tensor.shape import Reshape
-from pytensor.tensor.subtensor import AdvancedSubtensor, Subtensor
+from pytensor.tensor.subtensor import Subtensor
 
+from pytensor_mvn_rewrites.graph import core_op
 from pytensor_mvn_rewrites.ops.gaussian import GaussianOp
-from pytensor_mvn_rewrites.reroll._signature import Signatures, is_anchor, is_commutative
 
 #: Ops that disappear when they are batched.
 FREE_OPS = (ScalarFromTensor, TensorFromScalar)
@@ -118,119 +115,4 @@ def weight(op) -> int:
 
 def factorizes(op) -> bool:
     """Whether `op` factorizes a matrix, or works with a factor."""
-    return isinstance(op.core_op if isinstance(op, Blockwise) else op, FACTORIZING_OPS)
-
-
-def expected(
-    terms: Sequence[Variable],
-    signatures: Signatures,
-    used: Collection[tuple[int, ...]],
-    strict: Signatures | None = None,
-) -> Cost:
-    """The cost of a pack if everything can be batched, found without building a node.
-
-    Parameters
-    ----------
-    terms, signatures, strict
-        As :class:`~pytensor_mvn_rewrites.reroll._lockstep.LockStep` takes them.
-    used : collection of tuple of int
-        The stacks that other packs use.
-    """
-    walk = _DryWalk(signatures, strict)
-    walk.visit(tuple(terms))
-    new = len(walk.stacks.difference(used))
-    nodes = walk.nodes if walk.computes else 0
-    return Cost(len(terms), nodes, frozenset(walk.stacks), new, walk.factorizes)
-
-
-class _DryWalk:
-    """The steps of the lock-step walk; for each pack only whether it is batched."""
-
-    def __init__(self, signatures: Signatures, strict: Signatures | None):
-        self.signatures, self.strict = signatures, strict
-        self.nodes, self.computes, self.factorizes = 0, False, False
-        self.stacks: set[tuple[int, ...]] = set()
-        self._batched: dict[tuple[int, ...], bool] = {}
-        self._counted: set[tuple[int, ...]] = set()
-
-    def visit(self, top: tuple[Variable, ...]) -> None:
-        pending = [top]
-        while pending:
-            pack = pending[-1]
-            key = tuple(map(id, pack))
-            if key in self._batched:
-                pending.pop()
-            elif (batched := self._without_inputs(pack, key)) is not None:
-                self._batched[key] = batched
-            else:
-                inputs = self._inputs(pack)
-                missing = [inp for inp in inputs if tuple(map(id, inp)) not in self._batched]
-                pending.extend(missing)
-                if not missing:
-                    self._batched[key] = self._node(pack, inputs)
-
-    def _without_inputs(self, pack, key) -> bool | None:
-        if all(var is pack[0] for var in pack):
-            return False
-        if all(isinstance(var, Constant) for var in pack) or are_slices(pack):
-            return True
-        if not have_same_op(pack):
-            self.stacks.add(key)
-            return True
-        return None
-
-    def _inputs(self, pack) -> list[tuple[Variable, ...]]:
-        packs = input_packs(pack, self.signatures)
-        if self.strict is not None and is_anchor(pack[0].owner.op):
-            for inputs in packs:
-                if len({self.strict(var) for var in inputs}) > 1:
-                    key = tuple(map(id, inputs))
-                    self.stacks.add(key)
-                    self._batched[key] = True
-        return packs
-
-    def _node(self, pack, inputs) -> bool:
-        if not any(self._batched[tuple(map(id, inp))] for inp in inputs):
-            return False
-        op = pack[0].owner.op
-        key = tuple(id(var.owner) for var in pack)
-        if key not in self._counted:
-            self._counted.add(key)
-            self.nodes += weight(op)
-            self.computes |= not isinstance(op, ARRANGING_OPS)
-            self.factorizes |= factorizes(op)
-        return True
-
-
-def are_slices(pack: Sequence[Variable]) -> bool:
-    """Whether the pack may turn out to be slices of one variable."""
-    first = pack[0].owner
-    return (
-        first is not None
-        and isinstance(first.op, Subtensor | AdvancedSubtensor | Split)
-        and all(var.owner and var.owner.inputs[0] is first.inputs[0] for var in pack)
-        and all(type(var.owner.op) is type(first.op) for var in pack)
-    )
-
-
-def have_same_op(pack: Sequence[Variable]) -> bool:
-    """Whether all are the same output of the same op."""
-    first = pack[0].owner
-    if first is None:
-        return False
-    index = first.outputs.index(pack[0])
-    return all(
-        var.owner is not None
-        and var.owner.op == first.op
-        and len(var.owner.inputs) == len(first.inputs)
-        and var.owner.outputs.index(var) == index
-        for var in pack
-    )
-
-
-def input_packs(pack: Sequence[Variable], signatures: Signatures) -> list[tuple[Variable, ...]]:
-    """The packs that the nodes of `pack` take in; those of commutative nodes in canonical order."""
-    rows = [var.owner.inputs for var in pack]
-    if is_commutative(pack[0].owner.op):
-        rows = [signatures.in_canonical_order(row) for row in rows]
-    return list(zip(*rows, strict=True))
+    return isinstance(core_op(op), FACTORIZING_OPS)

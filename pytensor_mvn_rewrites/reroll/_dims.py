@@ -18,7 +18,7 @@ from pytensor.tensor.elemwise import CAReduce, DimShuffle, Elemwise
 from pytensor.tensor.shape import SpecifyShape
 from pytensor.tensor.subtensor import Subtensor
 
-from pytensor_mvn_rewrites.matching import reduced_axes
+from pytensor_mvn_rewrites.graph import reduced_axes
 from pytensor_mvn_rewrites.ops import PackedCholesky
 from pytensor_mvn_rewrites.ops.gaussian import FusedOp, parse_signature
 

@@ -1,39 +1,27 @@
 """The lock-step walk: a pack of isomorphic terms becomes one batched term.
 
-All terms of a pack are walked together. At each position, the N variables found there are
-
-- one variable, or equal constants: shared, left unbatched;
-- different constants: one stacked constant;
-- slices of one variable: the variable itself, a slice or a gather of it (``_indexing.py``);
-- results of the same op: the op is batched, once its inputs are;
-- anything else, such as the value variables of a loop or the results of a Scan: stacked, if their
-  shapes are provably equal.
-
-The batch dimension always comes first.
+Constants are stacked into one, slices of one variable become the variable itself, a slice or a
+gather of it (``_indexing.py``), ops are batched (``_vectorize.py``), and what is left is stacked if
+the shapes are provably equal (``_dims.py``).
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pytensor.tensor as pt
-from pytensor.graph.basic import Apply, Constant, Variable
+from pytensor.graph.basic import Variable
 from pytensor.scalar.basic import ScalarType
 from pytensor.tensor.subtensor import AdvancedSubtensor, Subtensor
 from pytensor.tensor.type import DenseTensorType
 
-from pytensor_mvn_rewrites.reroll._cost import (
-    ARRANGING_OPS,
-    Cost,
-    factorizes,
-    have_same_op,
-    input_packs,
-    weight,
-)
+from pytensor_mvn_rewrites.reroll._cost import Cost
 from pytensor_mvn_rewrites.reroll._dims import DimEquations
 from pytensor_mvn_rewrites.reroll._indexing import batch_of_indices, batch_of_slices
-from pytensor_mvn_rewrites.reroll._signature import Signatures, is_anchor, is_commutative
+from pytensor_mvn_rewrites.reroll._signature import Signatures, is_commutative
 from pytensor_mvn_rewrites.reroll._vectorize import CannotBatch, vectorize
+from pytensor_mvn_rewrites.reroll._walk import Key, Walk, key_of
 
 
 class CannotReroll(Exception):
@@ -68,38 +56,31 @@ class Batch:
         return self.variable is not None and self.cost.may_be_view
 
 
-@dataclass
-class LockStep:
-    """Walks one pack of isomorphic terms.
+class LockStep(Walk):
+    """Re-rolls one pack: builds what each of its positions becomes, batch dimension first.
 
     Parameters
     ----------
-    terms : sequence of Variable
-        At least two, with equal signatures.
-    signatures : Signatures
+    terms, signatures, strict
+        As :class:`~pytensor_mvn_rewrites.reroll._walk.Walk` takes them.
     stacks : dict
         Stacks already built in this pass, shared between packs.
     used : collection of tuple of int
         Those of them that other packs use: they are for free.
-    strict : Signatures, optional
-        Given when `signatures` are anchored: an input of an anchor whose strict signatures differ
-        is stacked as it is.
     """
 
-    terms: Sequence[Variable]
-    signatures: Signatures
-    stacks: dict[tuple[int, ...], Variable]
-    used: Collection[tuple[int, ...]] = ()
-    strict: Signatures | None = None
-    nodes: int = 0
-    computes: bool = False
-    factorizes: bool = False
-    _variables: dict[tuple[int, ...], Variable | None] = field(default_factory=dict)
-    _outputs: dict[tuple[int, ...], list[Variable] | None] = field(default_factory=dict)
-    _unbatchable: dict[tuple[int, ...], Variable | None] = field(default_factory=dict)
-    _unstackable: dict[tuple[int, ...], str] = field(default_factory=dict)
-    _used_stacks: set[tuple[int, ...]] = field(default_factory=set)
-    _dims: DimEquations | None = None
+    def __init__(
+        self,
+        terms: Sequence[Variable],
+        signatures: Signatures,
+        stacks: dict[Key, Variable],
+        used: Collection[Key] = (),
+        strict: Signatures | None = None,
+    ):
+        super().__init__(terms, signatures, strict)
+        self.stacks, self.used = stacks, used
+        self._unbatchable: dict[Key, Variable | None] = {}
+        self._unstackable: dict[Key, str] = {}
 
     def batch(self) -> Batch:
         """Re-roll the pack.
@@ -111,89 +92,38 @@ class LockStep:
         """
         while True:
             # what was batched below an op that turned out to have no batched form does not count
-            self.nodes, self.computes, self.factorizes = 0, False, False
-            self._used_stacks.clear()
-            self._variables, self._outputs = dict(self._unbatchable), {}
+            self.start()
+            self.results.update(self._unbatchable)
             try:
-                return self._walk()
+                variable = self.walk()
+                return Batch(variable, self.cost(self.used))
             except _NoBatchedForm as stop:
-                if stop.pack == tuple(self.terms):
+                if stop.pack == self.terms:
                     raise CannotReroll(str(stop)) from stop
                 try:
-                    self._unbatchable[_key(stop.pack)] = self._stack(stop.pack)
+                    self._unbatchable[key_of(stop.pack)] = self.stack(stop.pack)
                 except CannotReroll as reason:
                     # perhaps what is computed from it has a known shape
-                    self._unstackable[_key(stop.pack)] = str(reason)
+                    self._unstackable[key_of(stop.pack)] = str(reason)
 
-    def _walk(self) -> Batch:
-        top = tuple(self.terms)
-        pending = [top]
-        while pending:
-            pack = pending[-1]
-            key = _key(pack)
-            if key in self._variables:
-                pending.pop()
-                continue
-            if self._resolve_without_inputs(pack, key):
-                pending.pop()
-                continue
-            inputs = self._input_packs(pack)
-            for inp in inputs:
-                if (reason := self._unstackable.get(_key(inp))) is not None:
-                    raise _NoBatchedForm(reason, pack)
-            missing = [inp for inp in inputs if _key(inp) not in self._variables]
-            if missing:
-                pending.extend(missing)
-                continue
-            self._variables[key] = self._batch_node(pack, inputs)
-            pending.pop()
-        nodes = self.nodes if self.computes else 0
-        stacks = frozenset(self._used_stacks)
-        cost = Cost(len(top), nodes, stacks, len(stacks.difference(self.used)), self.factorizes)
-        return Batch(self._variables[_key(top)], cost)
-
-    def _resolve_without_inputs(self, pack, key) -> bool:
-        """Resolve packs that are shared, constant, slices of one variable, or not isomorphic."""
-        first = pack[0]
-        if all(var is first for var in pack) or _is_repeated(pack):
-            self._variables[key] = None
-        elif all(isinstance(var, Constant) for var in pack):
-            self._variables[key] = _stack_constants(pack)
-        elif (slices := batch_of_slices(pack)) is not None:
-            self._variables[key] = slices
-        elif first in self.signatures.leaves or not have_same_op(pack):
-            self._variables[key] = self._stack(pack)
-        else:
-            return False
-        return True
-
-    def _input_packs(self, pack) -> list[tuple[Variable, ...]]:
-        packs = input_packs(pack, self.signatures)
-        if self.strict is not None and is_anchor(pack[0].owner.op):
-            for inputs in packs:
-                if len({self.strict(var) for var in inputs}) > 1:
-                    self._variables[_key(inputs)] = self._stack(inputs)
+    def inputs(self, pack):
+        """The packs that the nodes take in, if there is a way to batch each of them."""
+        packs = super().inputs(pack)
+        for inp in packs:
+            if (reason := self._unstackable.get(key_of(inp))) is not None:
+                raise _NoBatchedForm(reason, pack)
         return packs
 
-    def _batch_node(self, pack, inputs) -> Variable | None:
-        index = pack[0].owner.outputs.index(pack[0])
-        key = tuple(id(var.owner) for var in pack)
-        if key not in self._outputs:
-            try:
-                self._outputs[key] = self._vectorize([var.owner for var in pack], inputs)
-            except CannotBatch as reason:
-                raise _NoBatchedForm(str(reason), pack) from reason
-        outputs = self._outputs[key]
-        if outputs is None:
-            return None
-        batched = outputs[index]
-        return None if batched is pack[0] else batched
+    def output(self, pack, inputs):
+        """The batched results of one op."""
+        try:
+            return super().output(pack, inputs)
+        except CannotBatch as reason:
+            raise _NoBatchedForm(str(reason), pack) from reason
 
-    def _vectorize(self, nodes: Sequence[Apply], inputs) -> list[Variable] | None:
+    def node(self, nodes, inputs, batched):
+        """The outputs of a batched node."""
         node = nodes[0]
-        batched = [self._variables[_key(pack)] for pack in inputs]
-        if all(new is None for new in batched):
-            return None
         if isinstance(node.op, Subtensor | AdvancedSubtensor) and batched[0] is None:
             # each term has indexed its own copy of one variable
             indices = list(zip(*inputs[1:], strict=True))
@@ -204,17 +134,30 @@ class LockStep:
             # the inputs were walked in canonical order: rebuild the node in that order
             walked = node.op.make_node(*[pack[0] for pack in inputs])
         outputs = vectorize(walked, batched, len(self.terms))
-        self.nodes += weight(node.op)
-        self.computes |= not isinstance(node.op, ARRANGING_OPS)
-        self.factorizes |= factorizes(node.op)
+        self.count(node.op)
         for index, new in enumerate(outputs):
-            _keep_common_facts([node.outputs[index] for node in nodes], new)
+            _keep_common_facts([own.outputs[index] for own in nodes], new)
         return outputs
 
-    def _stack(self, pack) -> Variable:
+    def slices(self, pack):
+        """The slices of one variable as one indexing."""
+        return batch_of_slices(pack)
+
+    def constants(self, pack):
+        """One stacked constant, or None if all are equal."""
+        _require_dense(pack)
+        data = [np.asarray(var.data) for var in pack]
+        if any(value.shape != data[0].shape or value.dtype != data[0].dtype for value in data):
+            raise CannotReroll("constants differ in shape or dtype")
+        # by bytes: NaN equals itself, -0.0 does not equal 0.0
+        if len({value.tobytes() for value in data}) == 1:
+            return None
+        return pt.constant(np.stack(data))
+
+    def stack(self, pack):
         """Stack different variables; their shapes must be provably equal."""
-        key = _key(pack)
-        self._used_stacks.add(key)
+        super().stack(pack)
+        key = key_of(pack)
         if key in self.stacks:
             return self.stacks[key]
         _require_dense(pack)
@@ -225,17 +168,16 @@ class LockStep:
             lengths = {var.type.shape[axis] for var in pack}
             if len(lengths) == 1 and None not in lengths:
                 continue
-            if not self._equations().all_equal(pack, axis):
+            if not self._equations.all_equal(pack, axis):
                 raise CannotReroll(
                     f"lengths of dimension {axis} of {pack[0]} and others may differ"
                 )
         self.stacks[key] = stack_variables(pack)
         return self.stacks[key]
 
+    @cached_property
     def _equations(self) -> DimEquations:
-        if self._dims is None:
-            self._dims = DimEquations(self.terms)
-        return self._dims
+        return DimEquations(self.terms)
 
 
 def _require_dense(pack) -> None:
@@ -252,33 +194,6 @@ def stack_variables(pack: Sequence[Variable]) -> Variable:
     return pt.stack(list(pack))
 
 
-def _stack_constants(pack) -> Variable | None:
-    _require_dense(pack)
-    data = [np.asarray(var.data) for var in pack]
-    if any(value.shape != data[0].shape or value.dtype != data[0].dtype for value in data):
-        raise CannotReroll("constants differ in shape or dtype")
-    # by bytes: NaN equals itself, -0.0 does not equal 0.0
-    if len({value.tobytes() for value in data}) == 1:
-        return None
-    return pt.constant(np.stack(data))
-
-
-def _is_repeated(pack) -> bool:
-    """Whether the pack holds one slice several times, each time as a node of its own."""
-    first = pack[0].owner
-    if first is None or not isinstance(first.op, Subtensor):
-        return False
-    return have_same_op(pack) and all(
-        _is_same(own, other)
-        for var in pack
-        for own, other in zip(first.inputs, var.owner.inputs, strict=True)
-    )
-
-
-def _is_same(a: Variable, b: Variable) -> bool:
-    return a is b or (isinstance(a, Constant) and isinstance(b, Constant) and a.equals(b))
-
-
 def _keep_common_facts(members: Sequence[Variable], batch: Variable) -> None:
     """Keep the tags from which PyTensor's linear algebra rewrites know about triangularity.
 
@@ -287,7 +202,3 @@ def _keep_common_facts(members: Sequence[Variable], batch: Variable) -> None:
     for fact in ("lower_triangular", "upper_triangular"):
         if all(getattr(member.tag, fact, False) for member in members):
             setattr(batch.tag, fact, True)
-
-
-def _key(pack) -> tuple[int, ...]:
-    return tuple(map(id, pack))

@@ -10,7 +10,7 @@ from pytensor.graph.fg import FunctionGraph
 from pytensor.tensor.random.op import RandomVariable
 
 from pytensor_mvn_rewrites.pipeline import Declined, Fired, record
-from pytensor_mvn_rewrites.reroll._cost import WORTHWHILE, Cost, expected
+from pytensor_mvn_rewrites.reroll._cost import WORTHWHILE, Cost
 from pytensor_mvn_rewrites.reroll._lockstep import Batch, CannotReroll, LockStep
 from pytensor_mvn_rewrites.reroll._signature import (
     Identities,
@@ -19,6 +19,7 @@ from pytensor_mvn_rewrites.reroll._signature import (
     group_by_surface,
     is_anchor,
 )
+from pytensor_mvn_rewrites.reroll._walk import expected
 
 
 @dataclass

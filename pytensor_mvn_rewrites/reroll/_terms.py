@@ -5,14 +5,13 @@ from pytensor.graph.basic import Apply, Variable
 from pytensor.raise_op import CheckAndRaise
 from pytensor.scalar.basic import Add
 from pytensor.tensor.basic import Join
-from pytensor.tensor.blockwise import Blockwise
 from pytensor.tensor.elemwise import DimShuffle, Elemwise
 from pytensor.tensor.linalg.constructors import BlockDiagonal
 from pytensor.tensor.linalg.products import KroneckerProduct
 from pytensor.tensor.shape import SpecifyShape
 from pytensor.tensor.subtensor import AdvancedSubtensor, Subtensor
 
-from pytensor_mvn_rewrites.matching import in_graph_order
+from pytensor_mvn_rewrites.graph import core_op, in_graph_order
 from pytensor_mvn_rewrites.reroll._cost import factorizes
 
 #: Ops whose result has the structure of what they take in, which the rules of stage 3 look through.
@@ -46,9 +45,7 @@ def structured_matrices(fgraph) -> set[Variable]:
         found.add(var)
         if var.owner is None:
             continue
-        op = var.owner.op
-        core_op = op.core_op if isinstance(op, Blockwise) else op
-        if isinstance(core_op, STRUCTURAL_OPS) or is_stack(var.owner):
+        if isinstance(core_op(var.owner.op), STRUCTURAL_OPS) or is_stack(var.owner):
             pending += matrices_of(var.owner)
     return found
 

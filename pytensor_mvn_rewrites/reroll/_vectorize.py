@@ -23,7 +23,7 @@ from pytensor.tensor.subtensor import (
 from pytensor.tensor.type import TensorType
 
 from pytensor_mvn_rewrites._upstream import _vectorize_node
-from pytensor_mvn_rewrites.matching import is_mask
+from pytensor_mvn_rewrites.graph import is_mask
 from pytensor_mvn_rewrites.ops.check import batched_check
 from pytensor_mvn_rewrites.ops.gaussian import FusedOp
 

@@ -8,7 +8,7 @@ from pytensor.graph.basic import Constant, Variable
 from pytensor.tensor.math import Sum
 from pytensor.tensor.subtensor import Subtensor
 
-from pytensor_mvn_rewrites.matching import Tensor, reduced_axes
+from pytensor_mvn_rewrites.graph import Tensor, reduced_axes
 from pytensor_mvn_rewrites.pipeline import reroll
 from pytensor_mvn_rewrites.reroll._packs import holds_random_variables
 from pytensor_mvn_rewrites.reroll._terms import outer_sums

@@ -12,7 +12,7 @@ from pytensor.tensor.basic import ScalarFromTensor
 from pytensor.tensor.elemwise import Elemwise
 from pytensor.tensor.math import All, Sum
 
-from pytensor_mvn_rewrites.matching import Tensor
+from pytensor_mvn_rewrites.graph import Tensor
 from pytensor_mvn_rewrites.ops import MvNormalLogp
 from pytensor_mvn_rewrites.pipeline import Fired, record, reroll
 from pytensor_mvn_rewrites.reroll._packs import holds_random_variables
@@ -43,7 +43,7 @@ def join_ragged_rows(fgraph):
         return
     replacements = []
     for node, terms in sums:
-        rows = [found for term in terms if (found := Rows.of(term)) is not None]
+        rows = [found for term in terms if (found := RowGroup.of(term)) is not None]
         joined = []
         for groups in group_by(rows, lambda group: group.key):
             if len({group.value.type.shape[0] for group in groups}) > 1:
@@ -60,7 +60,7 @@ def join_ragged_rows(fgraph):
 
 
 @dataclass
-class Rows:
+class RowGroup:
     """One group: the summed log-density of rows with a common covariance.
 
     Attributes
@@ -78,7 +78,7 @@ class Rows:
     wraps: tuple[Op, ...]
 
     @classmethod
-    def of(cls, term: Variable) -> "Rows | None":
+    def of(cls, term: Variable) -> "RowGroup | None":
         """What `term` is the sum of, or None."""
         wraps: list[Op] = []
         var, conditions = term, []
@@ -136,7 +136,7 @@ def is_all(condition: Variable, posdef: Variable) -> bool:
     return False
 
 
-def join(groups: list[Rows]) -> Tensor:
+def join(groups: list[RowGroup]) -> Tensor:
     """The sum of all groups as one density."""
     values = [group.value for group in groups]
     lengths = [value.type.shape[0] for value in values]

@@ -8,7 +8,7 @@ import pytensor.tensor as pt
 from pytensor.graph.basic import Apply, Variable
 from pytensor.tensor.basic import Join, MakeVector
 
-from pytensor_mvn_rewrites.matching import in_graph_order
+from pytensor_mvn_rewrites.graph import in_graph_order
 from pytensor_mvn_rewrites.pipeline import reroll
 from pytensor_mvn_rewrites.reroll._cost import WORTHWHILE_STACK
 from pytensor_mvn_rewrites.reroll._packs import Pack, Rerolling, holds_random_variables

@@ -6,7 +6,7 @@ import pytensor.tensor as pt
 from pytensor.graph.basic import Apply
 from pytensor.graph.rewriting.basic import copy_stack_trace
 
-from pytensor_mvn_rewrites.matching import Tensor
+from pytensor_mvn_rewrites.graph import Tensor
 from pytensor_mvn_rewrites.ops import MvNormalLogp
 
 

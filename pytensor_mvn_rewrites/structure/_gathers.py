@@ -7,7 +7,8 @@ from pytensor.tensor.blockwise import Blockwise
 from pytensor.tensor.elemwise import DimShuffle, Elemwise
 from pytensor.tensor.subtensor import AdvancedSubtensor
 
-from pytensor_mvn_rewrites.matching import Tensor, constant_value, is_mask
+from pytensor_mvn_rewrites.graph import Tensor, is_mask
+from pytensor_mvn_rewrites.proofs.constants import constant_value
 
 
 class Gather(NamedTuple):

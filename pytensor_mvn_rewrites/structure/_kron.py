@@ -12,21 +12,11 @@ from pytensor.tensor.elemwise import Elemwise
 from pytensor.tensor.linalg.products import KroneckerProduct
 from pytensor.tensor.shape import Reshape
 
-from pytensor_mvn_rewrites.matching import (
-    Tensor,
-    dimshuffled,
-    matrix_view,
-    scalar_constant,
-)
+from pytensor_mvn_rewrites.graph import Tensor, dimshuffled, matrix_view, static_size
 from pytensor_mvn_rewrites.ops.eigen import length
-from pytensor_mvn_rewrites.structure._diagonal import diagonal_of
-from pytensor_mvn_rewrites.structure._symmetry import is_symmetric
-
-
-def static_size(matrix: Tensor) -> int | None:
-    """The n of a stack of n x n matrices, if it is known and the matrices are square."""
-    rows, columns = matrix.type.shape[-2:]
-    return rows if rows == columns else None
+from pytensor_mvn_rewrites.proofs.constants import scalar_constant
+from pytensor_mvn_rewrites.proofs.diagonals import diagonal_of
+from pytensor_mvn_rewrites.proofs.symmetry import is_symmetric
 
 
 def without_batch_dims(matrix: Tensor) -> Tensor:

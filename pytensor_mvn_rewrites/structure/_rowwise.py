@@ -26,13 +26,8 @@ from pytensor.tensor.math import Dot, Sum
 from pytensor.tensor.shape import SpecifyShape
 from pytensor.tensor.subtensor import AdvancedSubtensor, Subtensor, indices_from_subtensor
 
-from pytensor_mvn_rewrites.matching import (
-    Tensor,
-    constant_value,
-    is_real_float,
-    positions_of,
-    reduced_axes,
-)
+from pytensor_mvn_rewrites.graph import Tensor, is_real_float, positions_of, reduced_axes
+from pytensor_mvn_rewrites.proofs.constants import constant_value
 
 
 class NotRowwise(Exception):

@@ -7,7 +7,7 @@ from pytensor.graph.basic import Apply
 from pytensor.graph.fg import FunctionGraph
 from pytensor.graph.rewriting.basic import NodeRewriter, node_rewriter
 
-from pytensor_mvn_rewrites.matching import Tensor, without_leading_ones
+from pytensor_mvn_rewrites.graph import Tensor, without_leading_ones
 from pytensor_mvn_rewrites.ops import InvQuadLogdet, MvNormalLogp
 from pytensor_mvn_rewrites.pipeline import RULES, Declined, record
 from pytensor_mvn_rewrites.structure._assemble import from_parts, outputs_like, split_inputs

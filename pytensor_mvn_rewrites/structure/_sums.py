@@ -8,13 +8,9 @@ from pytensor.tensor.basic import Alloc
 from pytensor.tensor.elemwise import DimShuffle, Elemwise
 from pytensor.tensor.subtensor import AdvancedIncSubtensor
 
-from pytensor_mvn_rewrites.matching import Tensor, dimshuffled, positions_of
-from pytensor_mvn_rewrites.structure._diagonal import diagonal_of, is_square
-from pytensor_mvn_rewrites.structure._kron import (
-    split_scale,
-    static_size,
-    without_batch_dims,
-)
+from pytensor_mvn_rewrites.graph import Tensor, dimshuffled, positions_of, spans_matrix, static_size
+from pytensor_mvn_rewrites.proofs.diagonals import diagonal_of
+from pytensor_mvn_rewrites.structure._kron import split_scale, without_batch_dims
 
 
 def split_noise(matrix: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -23,7 +19,7 @@ def split_noise(matrix: Tensor) -> tuple[Tensor, Tensor] | None:
     matrix = without_batch_dims(matrix)
     noises, others = [], []
     for sign, term in terms_of_sum(matrix):
-        if not is_square(term):
+        if not spans_matrix(term):
             return None
         noise, known = noise_variance(term), static_size(term) == static_size(matrix)
         if noise is None and (known or term.type.shape[-2:] == (None, None)):

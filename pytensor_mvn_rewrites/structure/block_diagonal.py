@@ -5,7 +5,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 import pytensor.tensor as pt
@@ -20,23 +20,25 @@ from pytensor.tensor.math import Dot, Sum
 from pytensor.tensor.shape import specify_shape
 from pytensor.tensor.subtensor import IncSubtensor, indices_from_subtensor
 
-from pytensor_mvn_rewrites.matching import (
+from pytensor_mvn_rewrites.graph import (
     Tensor,
     is_full_slice,
     is_real_float,
     matrix_view,
-    scalar_constant,
+    positions_of,
+    spans_matrix,
+    static_size,
     without_leading_ones,
 )
 from pytensor_mvn_rewrites.pipeline import structure
+from pytensor_mvn_rewrites.proofs.constants import scalar_constant
+from pytensor_mvn_rewrites.proofs.diagonals import diagonal_of
 from pytensor_mvn_rewrites.structure._assemble import outputs_like
-from pytensor_mvn_rewrites.structure._diagonal import diagonal_of, is_square
 from pytensor_mvn_rewrites.structure._kron import (
     kron_factors,
     kron_operands,
     multiple_of_identity,
     split_scale,
-    static_size,
 )
 from pytensor_mvn_rewrites.structure._structure import Structure
 
@@ -72,15 +74,15 @@ class BlockDiagonal(Structure):
 
     n: int
     dtype: str
-    groups: list[Blocks]
+    stacks: list[Blocks]
 
     @classmethod
     def match(cls, fgraph, matrix, n, param) -> Self | None:
         """In any of the forms that `blocks_of` knows."""
-        groups = blocks_of(matrix)
-        if groups is None or not is_real_float(matrix):
+        stacks = blocks_of(matrix)
+        if stacks is None or not is_real_float(matrix):
             return None
-        return cls(matrix.type.shape[-1], matrix.type.dtype, groups)
+        return cls(matrix.type.shape[-1], matrix.type.dtype, stacks)
 
     def outputs(self, node):
         """The same op for each size of blocks."""
@@ -88,7 +90,7 @@ class BlockDiagonal(Structure):
         if any(vector.type.shape[-1] not in (None, self.n) for vector in vectors):
             return None
         results = []
-        for blocks in self.groups:
+        for blocks in self.stacks:
             outputs = type(node.op)(param=node.op.param)(
                 *(take(vector, blocks.positions, self.n) for vector in vectors),
                 without_leading_ones(blocks.matrices.astype(self.dtype), 2),
@@ -128,40 +130,37 @@ def blocks_of(matrix: Tensor) -> list[Blocks] | None:
     if static_size(matrix) is None or diagonal_of(matrix) is not None:
         return None
     scale, core = split_scale(matrix)
-    for find in (
+    finders = (
         blocks_of_block_diag,
         blocks_of_kron_with_identity,
         blocks_of_sum_of_krons,
         blocks_of_sum_with_diagonals,
         blocks_of_assignments,
         blocks_of_constant,
-    ):
-        groups = find(core)
-        if groups is not None:
-            break
-    else:
+    )
+    stacks = next((found for find in finders if (found := find(core)) is not None), None)
+    if scale is None or stacks is None:
+        return stacks
+    return [Blocks(blocks.positions, scale[..., None, :, :] * blocks.matrices) for blocks in stacks]
+
+
+def stacked_by_size(blocks: list[Tensor]) -> list[Blocks] | None:
+    """Blocks one after the other, those that are alike in one stack."""
+    sizes = [static_size(block) for block in blocks]
+    if None in sizes:
         return None
-    if scale is None:
-        return groups
-    return [Blocks(blocks.positions, scale[..., None, :, :] * blocks.matrices) for blocks in groups]
-
-
-def stacked_by_size(blocks: list[tuple[int, Tensor]]) -> list[Blocks] | None:
-    """Equal blocks in one stack; `blocks` are (first row, matrix)."""
-    by_type = defaultdict(list)
-    for start, block in blocks:
-        if static_size(block) is None:
-            return None
-        key = block.type.shape[-1], block.type.broadcastable, layout(block)
-        by_type[key].append((start, block))
-    groups = []
-    for (n, *_), members in by_type.items():
-        positions = np.asarray([start for start, _ in members])[:, None] + np.arange(n)
-        matrices = [block for _, block in members]
+    starts = np.cumsum([0, *sizes])
+    alike = defaultdict(list)
+    for start, block in zip(starts, blocks, strict=False):
+        alike[block.type.shape[-1], block.type.broadcastable, layout(block)].append((start, block))
+    stacks = []
+    for (n, *_), members in alike.items():
+        first_rows, matrices = zip(*members, strict=True)
         if all(block is matrices[0] for block in matrices):
             matrices = matrices[:1]
-        groups.append(Blocks(positions, pt.stack(matrices, axis=matrices[0].type.ndim - 2)))
-    return groups
+        stacked = pt.stack(matrices, axis=matrices[0].type.ndim - 2)
+        stacks.append(Blocks(np.add.outer(first_rows, np.arange(n)), stacked))
+    return stacks
 
 
 def layout(block: Tensor) -> tuple:
@@ -170,7 +169,7 @@ def layout(block: Tensor) -> tuple:
     match core.owner_op_and_inputs:
         case (Blockwise(MatrixInverse()), inverted):
             return ("inverse", layout(inverted))
-        case (Elemwise(scalar_op=Add()), *terms) if all(map(is_square, terms)):
+        case (Elemwise(scalar_op=Add()), *terms) if all(map(spans_matrix, terms)):
             return tuple(sorted((term for term in map(layout, terms) if term), key=repr))
         case (Dot() | Blockwise(Dot()), left, _) if left.type.shape[-1] != core.type.shape[-1]:
             return ("product", left.type.shape[-1])
@@ -180,31 +179,16 @@ def layout(block: Tensor) -> tuple:
 
 def blocks_of_block_diag(matrix: Tensor) -> list[Blocks] | None:
     """``block_diag(S_1, ..., S_B)``."""
+    blocks = flattened(matrix)
+    return None if blocks[0] is matrix else stacked_by_size(blocks)
+
+
+def flattened(matrix: Tensor) -> list[Tensor]:
+    """The blocks of a ``block_diag`` with those of a ``block_diag`` among them in its place."""
     match matrix.owner_op_and_inputs:
         case (BlockDiag() | Blockwise(BlockDiag()), *blocks):
-            flat = flattened(blocks)
-            if any(static_size(block) is None for block in flat):
-                return None
-            return stacked_by_size(with_first_rows(flat))
-    return None
-
-
-def flattened(blocks: list[Tensor]) -> list[Tensor]:
-    """The blocks of a ``block_diag`` with those of a ``block_diag`` among them in its place."""
-    flat: list[Tensor] = []
-    for block in blocks:
-        match block.owner_op_and_inputs:
-            case (BlockDiag() | Blockwise(BlockDiag()), *inner):
-                flat += flattened(list(inner))
-            case _:
-                flat.append(block)
-    return flat
-
-
-def with_first_rows(blocks: list[Tensor]) -> list[tuple[int, Tensor]]:
-    """(first row, block) for square blocks one after the other."""
-    starts = np.cumsum([0, *(block.type.shape[-1] for block in blocks)])[:-1]
-    return list(zip(starts.tolist(), blocks, strict=True))
+            return [inner for block in blocks for inner in flattened(block)]
+    return [matrix]
 
 
 def blocks_of_kron_with_identity(matrix: Tensor) -> list[Blocks] | None:
@@ -267,7 +251,7 @@ def blocks_of_sum_of_krons(matrix: Tensor) -> list[Blocks] | None:
 def blocks_of_sum_with_diagonals(matrix: Tensor) -> list[Blocks] | None:
     """``block_diag(S_1, ..., S_B) + diag(d)``: each block gets its part of the diagonal."""
     match without_leading_ones(matrix, 2).owner_op_and_inputs:
-        case (Elemwise(scalar_op=Add()), *terms) if all(map(is_square, terms)):
+        case (Elemwise(scalar_op=Add()), *terms) if all(map(spans_matrix, terms)):
             pass
         case _:
             return None
@@ -275,15 +259,15 @@ def blocks_of_sum_with_diagonals(matrix: Tensor) -> list[Blocks] | None:
     others = [term for term, diag in zip(terms, diags, strict=True) if diag is None]
     if len(others) in (0, len(terms)):
         return None
-    groups = blocks_of(others[0] if len(others) == 1 else pt.add(*others))
-    if groups is None:
+    stacks = blocks_of(others[0] if len(others) == 1 else pt.add(*others))
+    if stacks is None:
         return None
     diag = reduce(add, (diag for diag in diags if diag is not None))
     n = static_size(matrix)
     if n is None or diag.type.shape[-1] != n:
         return None
     results = []
-    for blocks in groups:
+    for blocks in stacks:
         eye = np.eye(blocks.positions.shape[-1], dtype=diag.type.dtype)
         part = take(diag, blocks.positions, n)[..., None] * eye
         results.append(Blocks(blocks.positions, blocks.matrices + part))
@@ -362,15 +346,15 @@ def blocks_of_assignments(matrix: Tensor) -> list[Blocks] | None:
         if len(index) != base.type.ndim or not all(isinstance(i, slice) for i in index):
             return None
         *batch, rows, columns = index
-        span = constant_range(rows, n)
-        if span is None or span != constant_range(columns, n):
+        taken, also_taken = positions_of(rows, n), positions_of(columns, n)
+        if taken is None or also_taken is None or not np.array_equal(taken, also_taken):
             return None
         if not all(map(is_full_slice, batch)) or block.type.ndim < 2:
             return None
         # a value of another shape would be broadcast
-        if static_size(block) != span.stop - span.start:
+        if static_size(block) != len(taken) or not len(taken) or np.any(np.diff(taken) != 1):
             return None
-        blocks.append((span.start, block))
+        blocks.append((taken[0], block))
         base = inner
     if not blocks or scalar_constant(base) != 0:
         return None
@@ -378,19 +362,7 @@ def blocks_of_assignments(matrix: Tensor) -> list[Blocks] | None:
     ends = [start + block.type.shape[-1] for start, block in blocks]
     if [start for start, _ in blocks] != [0, *ends[:-1]] or ends[-1] != n or len(blocks) == 1:
         return None
-    return stacked_by_size(blocks)
-
-
-def constant_range(index: Any, n: int) -> range | None:
-    """The rows that a slice with constant bounds takes."""
-    bounds = []
-    for bound in (index.start, index.stop, index.step):
-        value = None if bound is None else scalar_constant(pt.as_tensor(bound))
-        if bound is not None and value is None:
-            return None
-        bounds.append(None if value is None else int(value))
-    taken = range(n)[slice(*bounds)]
-    return taken if taken.step == 1 else None
+    return stacked_by_size([block for _, block in blocks])
 
 
 def blocks_of_constant(matrix: Tensor) -> list[Blocks] | None:
@@ -406,12 +378,12 @@ def blocks_of_constant(matrix: Tensor) -> list[Blocks] | None:
         by_size[len(rows)].append(rows)
     if n_blocks < 2 or (len(by_size) > 1 and n < MIN_RAGGED_CONSTANT):
         return None
-    groups = []
+    stacks = []
     for members in by_size.values():
         positions = np.stack(members)
         matrices = data[..., positions[:, :, None], positions[:, None, :]]
-        groups.append(Blocks(positions, pt.constant(matrices)))
-    return groups
+        stacks.append(Blocks(positions, pt.constant(matrices)))
+    return stacks
 
 
 def components(matrix: Constant) -> tuple[int, np.ndarray]:

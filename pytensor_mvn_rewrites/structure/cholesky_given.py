@@ -7,21 +7,21 @@ import pytensor.tensor as pt
 from pytensor.tensor.blockwise import Blockwise
 from pytensor.tensor.math import Dot
 
-from pytensor_mvn_rewrites.matching import (
+from pytensor_mvn_rewrites.graph import (
     Tensor,
     dimshuffled,
+    is_transpose_of,
     matrix_view,
+    static_size,
     without_leading_ones,
 )
 from pytensor_mvn_rewrites.pipeline import structure
-from pytensor_mvn_rewrites.structure._kron import static_size
-from pytensor_mvn_rewrites.structure._structure import Structure
-from pytensor_mvn_rewrites.structure._triangular import (
+from pytensor_mvn_rewrites.proofs.triangularity import (
     Triangularity,
-    is_transpose_of,
     is_upper_triangular,
     triangularity,
 )
+from pytensor_mvn_rewrites.structure._structure import Structure
 
 
 @structure
@@ -36,8 +36,8 @@ class Gram(Structure):
     assumption, a negative diagonal counts as not positive definite, as in PyTensor's own rule
     ``cholesky_ldotlt``. Where L is proven lower triangular, and no more, the factor is
     :math:`L\,\mathrm{sign}(\mathrm{diag}\, L)`.
-    Declines unless L is declared or proven triangular (see ``_triangular.py``: through stacks,
-    gathers, scaling, sums and products).
+    Declines unless L is declared or proven triangular (see ``proofs/triangularity.py``: through
+    stacks, gathers, scaling, sums and products).
     """
 
     #: Shape (..., n, n).

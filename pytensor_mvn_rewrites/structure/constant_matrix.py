@@ -11,11 +11,12 @@ from pytensor.graph.rewriting.basic import node_rewriter
 from pytensor.scalar.basic import Mul
 from pytensor.tensor.elemwise import Elemwise
 
-from pytensor_mvn_rewrites.matching import Tensor, constant_value
+from pytensor_mvn_rewrites.graph import Tensor
 from pytensor_mvn_rewrites.ops import InvQuadLogdet, MvNormalLogp, inv_quad_logdet
 from pytensor_mvn_rewrites.pipeline import structure
+from pytensor_mvn_rewrites.proofs.constants import constant_value
+from pytensor_mvn_rewrites.proofs.diagonals import diagonal_of
 from pytensor_mvn_rewrites.structure._assemble import from_parts, split_inputs
-from pytensor_mvn_rewrites.structure._diagonal import diagonal_of
 from pytensor_mvn_rewrites.structure._gathers import gathered
 from pytensor_mvn_rewrites.structure._rowwise import NotRowwise, linear_in_rows, with_other_rows
 from pytensor_mvn_rewrites.structure._structure import Structure

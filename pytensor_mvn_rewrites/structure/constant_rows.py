@@ -13,16 +13,13 @@ from pytensor.scalar.basic import Cast
 from pytensor.tensor.elemwise import Elemwise
 from pytensor.tensor.math import All, Sum
 
-from pytensor_mvn_rewrites.matching import Tensor, constant_value, in_graph_order, reduced_axes
+from pytensor_mvn_rewrites.graph import Tensor, in_graph_order, reduced_axes
 from pytensor_mvn_rewrites.ops import MvNormalLogp, inv_quad_logdet
 from pytensor_mvn_rewrites.ops.check import BatchedCheck
 from pytensor_mvn_rewrites.pipeline import Declined, Fired, record, structure
+from pytensor_mvn_rewrites.proofs.constants import constant_value
 from pytensor_mvn_rewrites.structure._gathers import gathered
-from pytensor_mvn_rewrites.structure._rowwise import (
-    NotRowwise,
-    linear_in_rows,
-    with_other_rows,
-)
+from pytensor_mvn_rewrites.structure._rowwise import NotRowwise, linear_in_rows, with_other_rows
 
 #: Do not spend more multiplications than this on the QR factorizations of one density.
 MAX_WORK = 2e10
@@ -58,7 +55,7 @@ def constant_rows_are_compressed(fgraph):
     densities = [node for node in fgraph.apply_nodes if isinstance(node.op, MvNormalLogp)]
     for node in in_graph_order(fgraph, densities):
         try:
-            if (candidate := Rows.of(fgraph, node)) is not None:
+            if (candidate := ConstantRows.of(fgraph, node)) is not None:
                 candidates.append(candidate)
         except NotRowwise as reason:
             record(Declined("structure", "constant_rows_are_compressed", str(reason)))
@@ -77,7 +74,7 @@ def constant_rows_are_compressed(fgraph):
 
 
 @dataclass
-class Rows:
+class ConstantRows:
     """The log-density of constant rows, summed.
 
     Attributes
@@ -104,7 +101,7 @@ class Rows:
     cells: list[list[np.ndarray]]
 
     @classmethod
-    def of(cls, fgraph, node: Apply) -> "Rows | None":
+    def of(cls, fgraph, node: Apply) -> "ConstantRows | None":
         """The rows of `node`; None or NotRowwise if they are not what the rule takes."""
         value, mu, matrix = list[Tensor](node.inputs)
         if value.type.ndim != 2 or mu.type.ndim > 2:

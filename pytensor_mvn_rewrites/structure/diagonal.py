@@ -6,14 +6,9 @@ from typing import ClassVar, Self
 import numpy as np
 import pytensor.tensor as pt
 
-from pytensor_mvn_rewrites.matching import (
-    Tensor,
-    is_real_float,
-)
+from pytensor_mvn_rewrites.graph import Tensor, is_real_float
 from pytensor_mvn_rewrites.pipeline import structure
-from pytensor_mvn_rewrites.structure._diagonal import (
-    diagonal_of,
-)
+from pytensor_mvn_rewrites.proofs.diagonals import diagonal_of
 from pytensor_mvn_rewrites.structure._structure import Structure
 
 

@@ -8,13 +8,14 @@ import pytensor.tensor as pt
 from pytensor.tensor.blockwise import Blockwise
 from pytensor.tensor.linalg.products import Expm
 
-from pytensor_mvn_rewrites.matching import Tensor, is_positive, is_real_float
+from pytensor_mvn_rewrites.graph import Tensor, is_real_float, static_size
 from pytensor_mvn_rewrites.ops import expm_quad_logdet
 from pytensor_mvn_rewrites.pipeline import structure
-from pytensor_mvn_rewrites.structure._kron import split_scale, static_size, without_batch_dims
+from pytensor_mvn_rewrites.proofs.positivity import is_positive
+from pytensor_mvn_rewrites.proofs.symmetry import is_symmetric
+from pytensor_mvn_rewrites.structure._kron import split_scale, without_batch_dims
 from pytensor_mvn_rewrites.structure._structure import Structure
 from pytensor_mvn_rewrites.structure._sums import split_noise
-from pytensor_mvn_rewrites.structure._symmetry import is_symmetric
 
 
 @structure

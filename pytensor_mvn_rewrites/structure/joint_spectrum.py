@@ -6,15 +6,12 @@ from typing import ClassVar, Self
 import numpy as np
 import pytensor.tensor as pt
 
-from pytensor_mvn_rewrites.matching import Tensor, constant_value, is_real_float
+from pytensor_mvn_rewrites.graph import Tensor, is_real_float, static_size
 from pytensor_mvn_rewrites.pipeline import structure
-from pytensor_mvn_rewrites.structure._diagonal import diagonal_of
-from pytensor_mvn_rewrites.structure._kron import kron_factors, split_scale, static_size
-from pytensor_mvn_rewrites.structure._rowwise import (
-    NotRowwise,
-    linear_in_rows,
-    with_other_rows,
-)
+from pytensor_mvn_rewrites.proofs.constants import constant_value
+from pytensor_mvn_rewrites.proofs.diagonals import diagonal_of
+from pytensor_mvn_rewrites.structure._kron import kron_factors, split_scale
+from pytensor_mvn_rewrites.structure._rowwise import NotRowwise, linear_in_rows, with_other_rows
 from pytensor_mvn_rewrites.structure._structure import Structure
 from pytensor_mvn_rewrites.structure._sums import repeated_entry, terms_of_sum
 from pytensor_mvn_rewrites.structure.block_diagonal import blocks_of

@@ -13,25 +13,17 @@ from pytensor.graph.fg import FunctionGraph
 from pytensor.tensor.blockwise import Blockwise
 from pytensor.tensor.linalg.constructors import BlockDiagonal
 
-from pytensor_mvn_rewrites.matching import (
-    Definiteness,
-    Tensor,
-    definiteness,
-    is_positive,
-    is_real_float,
-)
+from pytensor_mvn_rewrites.graph import Tensor, is_real_float
 from pytensor_mvn_rewrites.ops import inv_quad_logdet, whiten_by
 from pytensor_mvn_rewrites.ops.eigen import SharedRows, length, lengths
 from pytensor_mvn_rewrites.pipeline import structure
-from pytensor_mvn_rewrites.structure._diagonal import diagonal_of
-from pytensor_mvn_rewrites.structure._kron import (
-    kron_factors,
-    multiple_of_identity,
-    sizes_of,
-)
+from pytensor_mvn_rewrites.proofs.definiteness import Definiteness, definiteness
+from pytensor_mvn_rewrites.proofs.diagonals import diagonal_of
+from pytensor_mvn_rewrites.proofs.positivity import is_positive
+from pytensor_mvn_rewrites.proofs.symmetry import is_symmetric
+from pytensor_mvn_rewrites.proofs.triangularity import Triangularity, triangularity
+from pytensor_mvn_rewrites.structure._kron import kron_factors, multiple_of_identity, sizes_of
 from pytensor_mvn_rewrites.structure._structure import Structure, known_cholesky_factor
-from pytensor_mvn_rewrites.structure._symmetry import is_symmetric
-from pytensor_mvn_rewrites.structure._triangular import Triangularity, triangularity
 
 NOT_SYMMETRIC = (
     "a Kronecker factor is not proven symmetric: declare it with "

@@ -3,19 +3,13 @@
 from dataclasses import dataclass
 from typing import Self
 
-from pytensor_mvn_rewrites.matching import Tensor, is_real_float
+from pytensor_mvn_rewrites.graph import Tensor, is_real_float, static_size
 from pytensor_mvn_rewrites.ops import noisy_kronecker_quad_logdet
 from pytensor_mvn_rewrites.pipeline import structure
-from pytensor_mvn_rewrites.structure._kron import (
-    kron_factors,
-    sizes_of,
-    static_size,
-)
+from pytensor_mvn_rewrites.proofs.symmetry import is_symmetric
+from pytensor_mvn_rewrites.structure._kron import kron_factors, sizes_of
 from pytensor_mvn_rewrites.structure._structure import Structure
-from pytensor_mvn_rewrites.structure._sums import (
-    split_noise,
-)
-from pytensor_mvn_rewrites.structure._symmetry import is_symmetric
+from pytensor_mvn_rewrites.structure._sums import split_noise
 
 
 @structure

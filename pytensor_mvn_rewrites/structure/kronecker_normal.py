@@ -13,14 +13,14 @@ from pytensor.tensor.elemwise import Elemwise
 from pytensor.tensor.linalg.decomposition.eigen import Eigh
 from pytensor.tensor.math import Dot
 
-from pytensor_mvn_rewrites.matching import Tensor, dimshuffled, scalar_constant
+from pytensor_mvn_rewrites.graph import Tensor, dimshuffled, static_size
 from pytensor_mvn_rewrites.ops import NoisyKroneckerQuadLogdet, noisy_kronecker_quad_logdet
 from pytensor_mvn_rewrites.ops.kronecker import quad_logdet_of_eigendecompositions
 from pytensor_mvn_rewrites.pipeline import structure
+from pytensor_mvn_rewrites.proofs.constants import scalar_constant
+from pytensor_mvn_rewrites.proofs.diagonals import diagonal_of
+from pytensor_mvn_rewrites.proofs.symmetry import is_transpose
 from pytensor_mvn_rewrites.structure._assemble import from_parts, outputs_like
-from pytensor_mvn_rewrites.structure._diagonal import diagonal_of
-from pytensor_mvn_rewrites.structure._kron import static_size
-from pytensor_mvn_rewrites.structure._symmetry import is_transpose
 from pytensor_mvn_rewrites.structure.kronecker import whiten_along_axes, with_positive_signs
 
 

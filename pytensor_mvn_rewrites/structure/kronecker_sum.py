@@ -11,27 +11,21 @@ from pytensor.tensor.basic import Alloc
 from pytensor.tensor.elemwise import Elemwise
 from pytensor.tensor.shape import Reshape
 
-from pytensor_mvn_rewrites.matching import (
-    Definiteness,
-    Tensor,
-    definiteness,
-    dimshuffled,
-    is_positive,
-    is_real_float,
-)
+from pytensor_mvn_rewrites.graph import Tensor, dimshuffled, is_real_float, static_size
 from pytensor_mvn_rewrites.ops import noisy_kronecker_quad_logdet
 from pytensor_mvn_rewrites.ops.eigen import SharedRows, length, lengths
 from pytensor_mvn_rewrites.pipeline import structure
-from pytensor_mvn_rewrites.structure._diagonal import diagonal_of, product, without_round_trip
+from pytensor_mvn_rewrites.proofs.definiteness import Definiteness, definiteness
+from pytensor_mvn_rewrites.proofs.diagonals import diagonal_of, product, without_round_trip
+from pytensor_mvn_rewrites.proofs.positivity import is_positive
+from pytensor_mvn_rewrites.proofs.symmetry import is_symmetric
 from pytensor_mvn_rewrites.structure._kron import (
     kron_factors,
     multiple_of_identity,
-    static_size,
     without_batch_dims,
 )
 from pytensor_mvn_rewrites.structure._structure import Structure, known_cholesky_factor
 from pytensor_mvn_rewrites.structure._sums import terms_of_sum
-from pytensor_mvn_rewrites.structure._symmetry import is_symmetric
 
 NOT_PROVEN = (
     "neither of two Kronecker products has factors that are all proven positive definite: declare "

@@ -17,17 +17,12 @@ from pytensor.tensor.math import Dot
 from pytensor.tensor.shape import SpecifyShape
 from pytensor.tensor.subtensor import AdvancedSubtensor, Subtensor
 
-from pytensor_mvn_rewrites.matching import (
-    NARROW,
-    NARROW_RATIO,
-    Definiteness,
+from pytensor_mvn_rewrites.graph import (
     Tensor,
-    definiteness,
-    is_positive,
     is_real_float,
     is_square_of,
     matrix_view,
-    scalar_constant,
+    spans_matrix,
     takes_whole_matrices,
     transposed,
     without_leading_ones,
@@ -35,9 +30,13 @@ from pytensor_mvn_rewrites.matching import (
 from pytensor_mvn_rewrites.ops import low_rank_quad_logdet
 from pytensor_mvn_rewrites.ops.low_rank import times
 from pytensor_mvn_rewrites.pipeline import structure
-from pytensor_mvn_rewrites.structure._diagonal import diagonal_of, is_square
+from pytensor_mvn_rewrites.proofs.constants import scalar_constant
+from pytensor_mvn_rewrites.proofs.declared import NARROW, NARROW_RATIO
+from pytensor_mvn_rewrites.proofs.definiteness import Definiteness, definiteness
+from pytensor_mvn_rewrites.proofs.diagonals import diagonal_of
+from pytensor_mvn_rewrites.proofs.positivity import is_positive
+from pytensor_mvn_rewrites.proofs.symmetry import dot_chain, is_transpose
 from pytensor_mvn_rewrites.structure._structure import Structure
-from pytensor_mvn_rewrites.structure._symmetry import dot_chain, is_transpose
 
 #: Smaller dense matrices are factored faster: 1.3 times at n = 16, but 0.65 times at n = 32 (value
 #: and gradient on Numba, rank n / 8).
@@ -129,7 +128,7 @@ def is_narrow(fgraph, factor) -> bool:
         return True
     match factor.owner_op_and_inputs:
         case (Elemwise(), *inputs):
-            return any(is_narrow(fgraph, inp) for inp in inputs if is_square(inp))
+            return any(is_narrow(fgraph, inp) for inp in inputs if spans_matrix(inp))
         case (Dot() | Blockwise(Dot()), _, right):
             k = right.type.shape[-1]
             return k is not None and k <= MIN_SIZE // NARROW_RATIO
@@ -151,7 +150,7 @@ def low_rank_plus_diagonal(fgraph, matrix, n: int | None = None) -> tuple[Tensor
             return None
     factors, diags = [], []
     for term in terms:
-        diag = diagonal_of(term) if is_square(term) else None
+        diag = diagonal_of(term) if spans_matrix(term) else None
         if diag is not None:
             diags.append(diag)
             continue
@@ -169,7 +168,7 @@ def low_rank_plus_diagonal(fgraph, matrix, n: int | None = None) -> tuple[Tensor
 
 def gram_factor(fgraph, term, n: int | None) -> Tensor | None:
     """The W, shape (..., n, k), of a term that is ``W @ W.mT``."""
-    if isinstance(term, Constant) and is_square(term):
+    if isinstance(term, Constant) and spans_matrix(term):
         return gram_factor_of_constant(term)
     if all(term.type.broadcastable[-2:]):
         # one number in all entries
@@ -230,7 +229,7 @@ def split_weights(term) -> tuple[list[Tensor], list[Tensor]]:
     """The scalars and rows that multiply a matrix, and all else that is multiplied."""
     match term.owner_op_and_inputs:
         case (Elemwise(scalar_op=Mul()), *inputs):
-            matrices = [inp for inp in inputs if is_square(inp)]
+            matrices = [inp for inp in inputs if spans_matrix(inp)]
             limit = (True, False) if matrices else (True, True)
             weights = [
                 inp for inp in inputs if inp.type.broadcastable[-2:] in ((True, True), limit)

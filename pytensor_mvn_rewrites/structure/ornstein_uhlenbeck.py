@@ -12,7 +12,7 @@ from pytensor.scalar.basic import Abs, Exp, Mul, Neg, Pow, Sub, TrueDiv
 from pytensor.tensor.elemwise import DimShuffle, Elemwise
 from pytensor.tensor.shape import specify_shape
 
-from pytensor_mvn_rewrites.matching import Tensor, is_real_float
+from pytensor_mvn_rewrites.graph import Tensor, is_real_float
 from pytensor_mvn_rewrites.pipeline import structure
 from pytensor_mvn_rewrites.structure._kron import split_scale
 from pytensor_mvn_rewrites.structure._structure import Structure

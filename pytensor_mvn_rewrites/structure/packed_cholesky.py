@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytensor.tensor as pt
-from pytensor.graph.basic import Constant
 from pytensor.graph.rewriting.basic import copy_stack_trace, node_rewriter
 from pytensor.scalar.basic import Exp, Sqrt
 from pytensor.tensor.basic import ExtractDiag
@@ -17,18 +16,19 @@ from pytensor.tensor.subtensor import (
     indices_from_subtensor,
 )
 
-from pytensor_mvn_rewrites.matching import (
+from pytensor_mvn_rewrites.graph import (
     Tensor,
+    core_op,
     is_core_diagonal,
     is_full_slice,
+    is_transpose_of,
     positions_of,
-    scalar_constant,
 )
 from pytensor_mvn_rewrites.ops import PackedCholesky, packed_cholesky
 from pytensor_mvn_rewrites.ops.packed_cholesky import diagonal_positions
 from pytensor_mvn_rewrites.pipeline import structure
+from pytensor_mvn_rewrites.proofs.constants import scalar_constant
 from pytensor_mvn_rewrites.structure._assemble import outputs_like
-from pytensor_mvn_rewrites.structure._triangular import is_transpose_of
 
 
 @structure
@@ -117,7 +117,7 @@ def packed_standard_deviations_are_known(fgraph, node):
     variances = [
         diagonal.outputs[0]
         for product, _ in fgraph.clients[chol]
-        if isinstance(product.op, Dot) or isinstance(getattr(product.op, "core_op", None), Dot)
+        if isinstance(core_op(product.op), Dot)
         if product.inputs[0] is chol and is_transpose_of(product.inputs[1], chol)
         for diagonal, _ in fgraph.clients[product.outputs[0]]
         if isinstance(diagonal.op, ExtractDiag) and is_core_diagonal(diagonal)
@@ -178,16 +178,5 @@ def takes(node, n: int) -> bool:
     index = indices_from_subtensor(node.inputs[n_before:], node.op.idx_list)
     if len(index) != packed.type.ndim or not all(map(is_full_slice, index[:-1])):
         return False
-    positions = selected(index[-1], n * (n + 1) // 2)
+    positions = positions_of(index[-1], n * (n + 1) // 2)
     return positions is not None and np.array_equal(positions, diagonal_positions(n))
-
-
-def selected(index, length: int) -> np.ndarray | None:
-    """The positions that a constant index takes of an axis of known length."""
-    if isinstance(index, slice):
-        bounds = (index.start, index.stop, index.step)
-        if not all(bound is None or isinstance(bound, Constant) for bound in bounds):
-            return None
-        numbers = (None if bound is None else int(bound.data) for bound in bounds)
-        return np.arange(length)[slice(*numbers)]
-    return positions_of(index, length)

@@ -7,19 +7,14 @@ from pytensor.tensor.blockwise import Blockwise
 from pytensor.tensor.linalg.inverse import MatrixInverse
 from pytensor.tensor.linalg.solvers.general import Solve
 
-from pytensor_mvn_rewrites.matching import (
-    Tensor,
-    dimshuffled,
-    matrix_view,
-    scalar_constant,
-    without_leading_ones,
-)
+from pytensor_mvn_rewrites.graph import Tensor, dimshuffled, matrix_view, without_leading_ones
 from pytensor_mvn_rewrites.pipeline import structure
+from pytensor_mvn_rewrites.proofs.constants import scalar_constant
+from pytensor_mvn_rewrites.proofs.diagonals import diagonal_of
+from pytensor_mvn_rewrites.proofs.symmetry import is_symmetric
 from pytensor_mvn_rewrites.structure._assemble import outputs_like
-from pytensor_mvn_rewrites.structure._diagonal import diagonal_of
 from pytensor_mvn_rewrites.structure._kron import split_scale
 from pytensor_mvn_rewrites.structure._structure import Structure
-from pytensor_mvn_rewrites.structure._symmetry import is_symmetric
 
 NOT_SYMMETRIC = (
     "the precision is not proven symmetric: declare it with "

@@ -6,9 +6,10 @@ from typing import Self
 import numpy as np
 import pytensor.tensor as pt
 
-from pytensor_mvn_rewrites.matching import Tensor, constant_value
+from pytensor_mvn_rewrites.graph import Tensor
 from pytensor_mvn_rewrites.ops import inv_quad_logdet
 from pytensor_mvn_rewrites.pipeline import structure
+from pytensor_mvn_rewrites.proofs.constants import constant_value
 from pytensor_mvn_rewrites.structure._kron import split_scale
 from pytensor_mvn_rewrites.structure._structure import Structure, known_cholesky_factor
 

@@ -9,21 +9,14 @@ import pytensor.tensor as pt
 from pytensor.tensor.blockwise import Blockwise
 from pytensor.tensor.math import Dot
 
-from pytensor_mvn_rewrites.matching import (
-    Tensor,
-    constant_value,
-    dimshuffled,
-    is_positive,
-    is_real_float,
-)
+from pytensor_mvn_rewrites.graph import Tensor, dimshuffled, is_real_float
 from pytensor_mvn_rewrites.ops import inv_quad_logdet
 from pytensor_mvn_rewrites.pipeline import structure
-from pytensor_mvn_rewrites.structure._diagonal import without_round_trip
+from pytensor_mvn_rewrites.proofs.constants import constant_value
+from pytensor_mvn_rewrites.proofs.diagonals import without_round_trip
+from pytensor_mvn_rewrites.proofs.positivity import is_positive
+from pytensor_mvn_rewrites.proofs.symmetry import elementwise_factors, is_transpose
 from pytensor_mvn_rewrites.structure._structure import Structure, describe, known_cholesky_factor
-from pytensor_mvn_rewrites.structure._symmetry import (
-    elementwise_factors,
-    is_transpose,
-)
 
 
 @structure

@@ -7,17 +7,16 @@ import pytensor.tensor as pt
 from pytensor.tensor.blockwise import Blockwise
 from pytensor.tensor.math import Dot
 
-from pytensor_mvn_rewrites.matching import Tensor, matrix_view
+from pytensor_mvn_rewrites.graph import Tensor, matrix_view, static_size
 from pytensor_mvn_rewrites.pipeline import structure
-from pytensor_mvn_rewrites.structure._assemble import outputs_like
-from pytensor_mvn_rewrites.structure._kron import static_size
-from pytensor_mvn_rewrites.structure._structure import Structure
-from pytensor_mvn_rewrites.structure._symmetry import is_transpose
-from pytensor_mvn_rewrites.structure._triangular import (
+from pytensor_mvn_rewrites.proofs.symmetry import is_transpose
+from pytensor_mvn_rewrites.proofs.triangularity import (
     Triangularity,
     is_upper_triangular,
     triangularity,
 )
+from pytensor_mvn_rewrites.structure._assemble import outputs_like
+from pytensor_mvn_rewrites.structure._structure import Structure
 
 
 @structure

@@ -10,6 +10,7 @@ from tests.harness import (
     assert_declines,
     assert_rewrites_to,
     assert_same_numbers,
+    named,
     our_ops,
     rewritten,
     spd,
@@ -116,9 +117,10 @@ def near_misses():
     }
 
 
-@pytest.mark.parametrize("name", near_misses())
-def test_near_miss(name):
-    assert_declines(near_misses()[name])
+def test_near_misses():
+    for name, case in near_misses().items():
+        with named(name):
+            assert_declines(case)
 
 
 def test_no_difference_is_declined():

@@ -1,7 +1,7 @@
 import pytensor.tensor as pt
 import pytest
 
-from tests.harness import assert_declines, assert_rewrites_to
+from tests.harness import assert_declines, assert_rewrites_to, named
 
 
 def gram_plus_jitter(A):
@@ -53,6 +53,7 @@ def near_misses():
     }
 
 
-@pytest.mark.parametrize("name", near_misses())
-def test_near_miss(name):
-    assert_declines(near_misses()[name])
+def test_near_misses():
+    for name, case in near_misses().items():
+        with named(name):
+            assert_declines(case)

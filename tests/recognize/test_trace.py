@@ -15,6 +15,7 @@ from tests.harness import (
     assert_rewrites_to,
     assert_same_numbers,
     evaluate,
+    named,
     our_ops,
     rewritten,
     spd,
@@ -116,9 +117,10 @@ def near_misses():
     }
 
 
-@pytest.mark.parametrize("name", near_misses())
-def test_near_miss(name):
-    assert_declines(near_misses()[name])
+def test_near_misses():
+    for name, case in near_misses().items():
+        with named(name):
+            assert_declines(case)
 
 
 DISTANCES = [np.abs(np.subtract.outer(np.arange(n), np.arange(n))) for n in (4, 3)]

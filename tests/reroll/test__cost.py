@@ -6,9 +6,10 @@ from pytensor.graph.fg import FunctionGraph
 
 from pytensor_mvn_rewrites.ops import mvnormal_logp, packed_cholesky
 from pytensor_mvn_rewrites.reroll import _packs
-from pytensor_mvn_rewrites.reroll._cost import FEW, HEAVY, WORTHWHILE, expected
+from pytensor_mvn_rewrites.reroll._cost import FEW, HEAVY, WORTHWHILE
 from pytensor_mvn_rewrites.reroll._lockstep import LockStep
 from pytensor_mvn_rewrites.reroll._signature import Signatures
+from pytensor_mvn_rewrites.reroll._walk import expected
 from pytensor_mvn_rewrites.reroll.sums import reroll_sums
 from tests.harness import rewritten
 

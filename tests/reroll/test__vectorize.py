@@ -45,70 +45,45 @@ SHARED3 = pytensor.shared(np.cos(np.arange(64.0).reshape(4, 4, 4)), shape=(None,
 #: name -> an op applied to a vector of length 4 that is `x[i]`
 OPS = {
     "reshape": lambda v, i: v.reshape((2, 2)).sum(0),
-    "reshape with -1": lambda v, i: v.reshape((-1, 2)) @ np.ones((2, 3)),
-    "ravel": lambda v, i: pt.outer(v, v).ravel(),
     "alloc": lambda v, i: pt.alloc(v[0], 3) * v[1],
-    "full": lambda v, i: pt.full((2, 4), v[2]) * v,
     "broadcast_to": lambda v, i: pt.broadcast_to(v, (3, 4)) * ROOM,
     "transpose": lambda v, i: pt.outer(v, 2 * v).T @ v,
     "set one": lambda v, i: v[1].set(2.0 * v[0]),
     "set a constant": lambda v, i: v[1].set(3.0),
     "set in a constant": lambda v, i: pt.zeros(4)[2].set(v[0]),
     "increment a slice": lambda v, i: v[1:].inc(v[0]),
-    "increment by a vector": lambda v, i: v[1:].inc(2 * v[:3]),
     "set a gather": lambda v, i: v[np.array([0, 2])].set(3 * v[2:]),
     "increment a gather": lambda v, i: v[np.array([0, 2, 2])].inc(v[1]),
-    "set in a matrix": lambda v, i: pt.zeros((3, 4))[1].set(v),
     "set a diagonal": lambda v, i: pt.zeros((4, 4))[np.arange(4), np.arange(4)].set(v),
-    "set the entries of a triangle": lambda v, i: pt.zeros((3, 3))[np.tril_indices(2)].inc(v[:3]),
     "gather": lambda v, i: v[np.array([3, 0, 0])],
     "mask": lambda v, i: v[np.array([True, False, True, True])],
-    "set by a mask": lambda v, i: v[np.array([True, False, True, False])].set(3 * v[2:]),
     "set by a mask of a matrix": lambda v, i: pt.outer(v, v)[np.eye(4, dtype=bool)].set(v),
     "diag of a vector": lambda v, i: pt.diag(v) @ v,
     "diag of a matrix": lambda v, i: pt.diag(pt.outer(v, v) * 2),
     "eye": lambda v, i: pt.eye(4) * v[0] + v,
-    "identity_like": lambda v, i: pt.identity_like(pt.outer(v, v)) * v,
     "kron": lambda v, i: pt.linalg.kron(pt.outer(v, v)[:2, :2], np.eye(2)),
     "block_diag": lambda v, i: pt.linalg.block_diag(pt.outer(v, v), np.eye(2)),
     "softmax": lambda v, i: pt.special.softmax(v),
-    "softmax along an axis": lambda v, i: pt.special.softmax(pt.outer(v, v), axis=0),
-    "log_softmax": lambda v, i: pt.special.log_softmax(v, axis=-1),
-    "logsumexp": lambda v, i: pt.logsumexp(v),
     "cumsum": lambda v, i: pt.cumsum(v),
     "cumsum of all": lambda v, i: pt.cumsum(pt.outer(v, v)),
     "max": lambda v, i: pt.max(pt.outer(v, v), axis=1),
     "argmax": lambda v, i: pt.argmax(v) * v,
     "sort": lambda v, i: pt.sort(v) * ROOM[1],
     "dot of vectors": lambda v, i: v @ (2 * v),
-    "vector times matrix": lambda v, i: v @ ROOM.T,
     "matrix times vector": lambda v, i: ROOM @ v,
     "matrix times matrix": lambda v, i: ROOM @ pt.outer(v, v),
-    "matrix times constant": lambda v, i: pt.outer(v, v) @ ROOM.T,
     "cholesky": lambda v, i: pt.linalg.cholesky(spd_of(v)),
     "solve": lambda v, i: pt.linalg.solve(spd_of(v), v),
     "solve, constant matrix": lambda v, i: pt.linalg.solve(np.eye(4) + 0.1, v),
-    "solve, constant vector": lambda v, i: pt.linalg.solve(spd_of(v), np.arange(4.0)),
-    "solve_triangular": lambda v, i: pt.linalg.solve_triangular(spd_of(v), v, lower=True),
     "det": lambda v, i: pt.linalg.det(spd_of(v)),
-    "slogdet": lambda v, i: pt.linalg.slogdet(spd_of(v))[1],
-    "inv": lambda v, i: pt.linalg.inv(spd_of(v)),
     "eigh": lambda v, i: pt.linalg.eigh(spd_of(v) + np.diag(np.arange(4.0)))[0],
-    "tril": lambda v, i: pt.tril(pt.outer(v, v)),
     "join": lambda v, i: pt.concatenate([v, np.ones(2), 2 * v]),
     "make_vector": lambda v, i: pt.stack([v[0], v[3] * v[1], 1.0]),
-    "stack of rows": lambda v, i: pt.stack([v, pt.exp(v)], axis=1),
     "split": lambda v, i: pt.split(v, [1, 3])[1],
-    "switch": lambda v, i: pt.switch(v > 0, v, 2 * v),
-    "clip": lambda v, i: pt.clip(v, -0.5, 0.5),
     "power with different integers": lambda v, i: (v**2) ** i,
     "specify_shape": lambda v, i: pt.specify_shape(v, (4,)),
     "assert": lambda v, i: Assert("finite")(v, pt.all(pt.isfinite(v))),
     "shape": lambda v, i: v / v.shape[0],
-    "norm": lambda v, i: pt.linalg.norm(v),
-    "repeat": lambda v, i: pt.repeat(v, 2),
-    "tile": lambda v, i: pt.tile(v, 2),
-    "var": lambda v, i: v.var() + v.mean(),
     "different shapes": lambda v, i: pt.alloc(v[0], i + 1),
     "different reshapes": lambda v, i: v.reshape((1 + i % 2 * 3, 4 - i % 2 * 3)).sum(0),
     "different axes of sizes": lambda v, i: pt.eye(i + 1) * v[0],
@@ -121,11 +96,8 @@ OPS = {
     "different entries of a matrix": lambda v, i: pt.outer(v, 2 * v)[i % 4, (i + 1) % 4] * v,
     "one block": lambda v, i: pt.outer(v, 2 * v)[block(0)],
     "different blocks": lambda v, i: pt.outer(v, 2 * v)[block(i)],
-    "different blocks of a constant": lambda v, i: pt.constant(ROOM)[block(i)] @ v[:2],
     "different blocks of one variable": lambda v, i: SHARED[block(i)] @ v[:2],
-    "different blocks of matrices": lambda v, i: cube_of(v)[block(i)],
     "different blocks of last axes": lambda v, i: cube_of(v)[(slice(None), *block(i))],
-    "different blocks of a slice": lambda v, i: cube_of(v)[(slice(1, 3), *block(i))],
     "different blocks around a slice": lambda v, i: cube_of(v)[around(block(i))],
     "different blocks of one, last axes": lambda v, i: SHARED3[(slice(None), *block(i))] @ v[:2],
     "different blocks of one, around": lambda v, i: SHARED3[around(block(i))] @ v,
@@ -133,7 +105,6 @@ OPS = {
     "a row and columns": lambda v, i: pt.outer(v, 2 * v)[i % 3, np.array([i % 4, 0])],
     "rows and a mask": lambda v, i: pt.outer(v, v)[:, np.arange(4) > 1],
     "a mask of two dimensions": lambda v, i: pt.outer(v, 2 * v)[np.tri(4, dtype=bool)],
-    "set where a mask of two dimensions": lambda v, i: pt.outer(v, v)[np.eye(4, dtype=bool)].set(v),
     "increment a block": lambda v, i: pt.outer(v, v)[block(0)].inc(v[:2]),
     "set rows where a mask": lambda v, i: pt.outer(v, v)[np.arange(4) > 1].inc(v),
     "different entries set": lambda v, i: v[i % 4].set(1.0),
@@ -169,21 +140,15 @@ def nodes(graph) -> int:
 
 
 @pytest.mark.parametrize("name", OPS)
-def test_same_numbers(rng, name):
-    x, graph = total(name, 5)
-    assert_same_numbers(graph, rewritten([graph]), {x: rng.normal(size=(5, 4))}, condition=1e3)
-
-
-@pytest.mark.parametrize("name", OPS)
-def test_same_numbers_with_unknown_lengths(rng, name):
-    x, graph = total(name, 5, shape=(None, None))
-    assert_same_numbers(graph, rewritten([graph]), {x: rng.normal(size=(5, 4))}, condition=1e3)
-
-
-@pytest.mark.parametrize("name", OPS)
 def test_size_does_not_grow_with_the_number_of_terms(name):
     sizes = [nodes(rewritten([total(name, n)[1]])) for n in (8, 9)]
     assert (sizes[0] == sizes[1]) == (name not in STAY)
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_unknown_lengths(rng, name):
+    x, graph = total(name, 5, shape=(None, None))
+    assert_same_numbers(graph, rewritten([graph]), {x: rng.normal(size=(5, 4))}, condition=1e3)
 
 
 def assert_same_when_compiled(graph, values):

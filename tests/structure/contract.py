@@ -58,12 +58,10 @@ def dense_variables(fgraph, n: int) -> list[Variable]:
 
 
 class StructureContract:
-    """The checks; a subclass supplies `build`, and says what of it applies."""
+    """The checks; a subclass supplies `build`, and sets to None what does not apply to it."""
 
     #: Parametrizations that the rule knows.
     params: tuple[str, ...] = ("cov",)
-    #: Whether `build` knows `batch`.
-    batched = True
 
     def build(self, rng, *, batch=(), dtype="float64", condition=10.0, sign=1) -> Case:
         """A matrix whose condition number is about `condition`; ``sign=-1``: not positive definite.
@@ -121,8 +119,6 @@ class StructureContract:
         ("rows", "batch"), [((), (4,)), ((4,), (4,)), ((2, 1), (4,)), ((4,), (2, 1))], ids=str
     )
     def test_batch_of_matrices(self, rng, rows, batch):
-        if not self.batched:
-            return
         for param in self.params:
             self.check_all(rng, param, rows=rows, batch=batch)
 

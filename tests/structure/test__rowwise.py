@@ -4,11 +4,7 @@ import numpy as np
 import pytensor.tensor as pt
 import pytest
 
-from pytensor_mvn_rewrites.structure._rowwise import (
-    NotRowwise,
-    linear_in_rows,
-    with_other_rows,
-)
+from pytensor_mvn_rewrites.structure._rowwise import NotRowwise, linear_in_rows, with_other_rows
 from tests.harness import assert_close, evaluate
 
 R, N, P, G = 12, 2, 3, 4

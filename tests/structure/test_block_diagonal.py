@@ -12,6 +12,7 @@ from tests.harness import (
     assert_rewrites_to,
     assert_same_numbers,
     evaluate,
+    named,
     our_ops,
     rewritten,
     spd,
@@ -65,7 +66,7 @@ class TestBlocksWithJitter(StructureContract):
 
 class TestKronWithIdentity(StructureContract):
     params = ("cov", "tau", "chol")
-    batched = False
+    test_batch_of_matrices = None
 
     def build(self, rng, *, batch=(), dtype="float64", condition=10.0, sign=1):
         block, values = spd_input(rng, "S", 3, dtype=dtype, condition=condition, sign=sign)
@@ -296,9 +297,10 @@ def near_misses():
     }
 
 
-@pytest.mark.parametrize("name", near_misses())
-def test_near_miss(name):
-    assert_declines(near_misses()[name])
+def test_near_misses():
+    for name, case in near_misses().items():
+        with named(name):
+            assert_declines(case)
 
 
 @pytest.mark.parametrize("k", [2, 5, 12])

@@ -8,6 +8,7 @@ from tests.harness import (
     assert_rewrites_to,
     assert_same_numbers,
     evaluate,
+    named,
     our_ops,
     rewritten,
     spd,
@@ -136,6 +137,7 @@ def near_misses():
     }
 
 
-@pytest.mark.parametrize("name", near_misses())
-def test_near_miss(name):
-    assert_declines(near_misses()[name])
+def test_near_misses():
+    for name, case in near_misses().items():
+        with named(name):
+            assert_declines(case)

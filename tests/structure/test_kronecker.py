@@ -16,6 +16,7 @@ from tests.harness import (
     assert_rewrites_to,
     assert_same_numbers,
     evaluate,
+    named,
     our_ops,
     rewritten,
     spd,
@@ -55,14 +56,14 @@ class TestOneByOne(TestTwo):
     """A Kronecker factor of size 1."""
 
     sizes = (1, 3)
-    batched = False
+    test_batch_of_matrices = None
 
     test_nothing_dense_is_left = None
 
 
 class TestThree(StructureContract):
     params = ("cov", "tau")
-    batched = False
+    test_batch_of_matrices = None
 
     def build(self, rng, *, batch=(), dtype="float64", condition=10.0, sign=1):
         options = {"dtype": dtype, "condition": np.cbrt(condition)}
@@ -228,9 +229,10 @@ def near_misses():
     }
 
 
-@pytest.mark.parametrize("name", near_misses())
-def test_near_miss(name):
-    assert_declines(near_misses()[name])
+def test_near_misses():
+    for name, case in near_misses().items():
+        with named(name):
+            assert_declines(case)
 
 
 def kronecker_model(rng, rows=()):

@@ -13,6 +13,7 @@ from tests.harness import (
     assert_same_numbers,
     evaluate,
     gradient,
+    named,
     our_ops,
     rewritten,
     spd,
@@ -57,14 +58,14 @@ class TestTwo(StructureContract):
 
 class TestThree(TestTwo):
     sizes = (2, 3, 2)
-    batched = False
+    test_batch_of_matrices = None
 
 
 class TestOneByOne(TestTwo):
     """A Kronecker factor of size 1."""
 
     sizes = (1, 3)
-    batched = False
+    test_batch_of_matrices = None
 
     test_nothing_dense_is_left = None
 
@@ -157,9 +158,10 @@ def near_misses():
     }
 
 
-@pytest.mark.parametrize("name", near_misses())
-def test_near_miss(name):
-    assert_declines(near_misses()[name])
+def test_near_misses():
+    for name, case in near_misses().items():
+        with named(name):
+            assert_declines(case)
 
 
 def test_lower_triangle_of_the_first_kronecker_factor(rng):

@@ -16,6 +16,7 @@ from tests.harness import (
     assert_same_numbers,
     evaluate,
     gradient,
+    named,
     our_ops,
     rewritten,
     spd,
@@ -73,7 +74,7 @@ class TestDiagonalNoise(TestFullNoise):
 
 class TestThree(TestFullNoise):
     sizes = (2, 3, 2)
-    batched = False
+    test_batch_of_matrices = None
 
 
 A, B, C, D = (pt.matrix(name, shape=(n, n)) for name, n in zip("ABCD", (2, 3, 2, 3), strict=True))
@@ -167,9 +168,10 @@ def near_misses():
     }
 
 
-@pytest.mark.parametrize("name", near_misses())
-def test_near_miss(name):
-    assert_declines(list(inv_quad_logdet(delta, near_misses()[name])))
+def test_near_misses():
+    for name, case in near_misses().items():
+        with named(name):
+            assert_declines(list(inv_quad_logdet(delta, case)))
 
 
 @pytest.mark.parametrize("param", ["tau", "chol"])

@@ -16,6 +16,7 @@ from tests.harness import (
     assert_same_numbers,
     evaluate,
     gradient,
+    named,
     our_ops,
     rewritten,
 )
@@ -204,9 +205,10 @@ def near_misses():
     }
 
 
-@pytest.mark.parametrize("name", near_misses())
-def test_near_miss(name):
-    assert_declines(near_misses()[name])
+def test_near_misses():
+    for name, case in near_misses().items():
+        with named(name):
+            assert_declines(case)
 
 
 def test_explained():

@@ -11,6 +11,7 @@ from tests.harness import (
     assert_declines,
     assert_same_numbers,
     evaluate,
+    named,
     our_ops,
     rewritten,
     spd,
@@ -184,9 +185,10 @@ def near_misses():
     }
 
 
-@pytest.mark.parametrize("name", near_misses())
-def test_near_miss(name):
-    assert_declines(near_misses()[name])
+def test_near_misses():
+    for name, case in near_misses().items():
+        with named(name):
+            assert_declines(case)
 
 
 def test_lkj_model(rng):

@@ -8,13 +8,14 @@ from pytensor.tensor.basic import AllocDiag, Eye
 from pytensor.tensor.blockwise import Blockwise
 from pytensor.tensor.elemwise import Elemwise
 
-from pytensor_mvn_rewrites.matching import (
+from pytensor_mvn_rewrites.graph import (
     Tensor,
     dimshuffled,
     is_core_diagonal,
     matrix_view,
-    scalar_constant,
+    spans_matrix,
 )
+from pytensor_mvn_rewrites.proofs.constants import scalar_constant
 
 
 def diagonal_of(matrix: Variable) -> Tensor | None:
@@ -44,27 +45,22 @@ def diagonal_of(matrix: Variable) -> Tensor | None:
         case (Elemwise(scalar_op=Mul()), *inputs):
             # one diagonal matrix makes the product diagonal
             if any(
-                is_square(inp) and diagonal_of(inp) is not None for inp in dict.fromkeys(inputs)
+                spans_matrix(inp) and diagonal_of(inp) is not None for inp in dict.fromkeys(inputs)
             ):
                 return product([entries_on_diagonal(inp) for inp in inputs])
         case (Elemwise(scalar_op=TrueDiv()), numerator, denominator):
-            diag = diagonal_of(numerator) if is_square(numerator) else None
+            diag = diagonal_of(numerator) if spans_matrix(numerator) else None
             if diag is not None and all(denominator.type.broadcastable[-2:]):
                 return diag / entries_on_diagonal(denominator)
         case (Elemwise(scalar_op=Add() | Sub() | Neg() as scalar_op), *inputs):
             diags: list[Tensor] = []
             for inp in inputs:
-                diag = diagonal_of(inp) if is_square(inp) else None
+                diag = diagonal_of(inp) if spans_matrix(inp) else None
                 if diag is None:
                     return None
                 diags.append(diag)
             return Elemwise(scalar_op)(*diags)
     return None
-
-
-def is_square(matrix: Variable) -> bool:
-    """Whether the last two axes of an input of an elementwise op do not broadcast."""
-    return not any(matrix.type.broadcastable[-2:])
 
 
 def entries_on_diagonal(matrix: Variable) -> Tensor:

@@ -6,8 +6,9 @@ import pytensor.tensor as pt
 import pytest
 from pytensor.assumptions import assume
 from pytensor.graph.fg import FunctionGraph
+from pytensor.tensor.basic import AllocDiag
 
-from pytensor_mvn_rewrites.structure._triangular import Triangularity, triangularity
+from pytensor_mvn_rewrites.proofs.triangularity import Triangularity, triangularity
 from tests.harness import evaluate, rewritten, spd
 
 UNKNOWN, LOWER, CHOLESKY = Triangularity
@@ -103,6 +104,10 @@ EXPECTED = {
     "unpacked into the upper triangle": (pt.zeros((3, 3))[COLUMNS, ROWS].set(e), UNKNOWN),
     "unpacked into a matrix": (A[ROWS, COLUMNS].set(e), UNKNOWN),
     "number over a factor": (s / L, UNKNOWN),
+    "diagonals of other axes": (
+        AllocDiag(offset=0, axis1=0, axis2=1)(pt.exp(A)),
+        UNKNOWN,
+    ),
     "diagonal off the main one": (pt.diag(v[:2], 1), UNKNOWN),
 }
 

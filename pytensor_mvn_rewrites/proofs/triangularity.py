@@ -7,33 +7,21 @@ from enum import IntEnum
 
 import numpy as np
 from pytensor.assumptions import LOWER_TRIANGULAR, UPPER_TRIANGULAR, check_assumption
+from pytensor.compile.builders import OpFromGraph
 from pytensor.graph.basic import Apply, Variable
 from pytensor.graph.fg import FunctionGraph
 from pytensor.scalar.basic import GE, Add, Cast, Mul, Neg, Sub, Switch, TrueDiv
-from pytensor.tensor.basic import Alloc, AllocDiag, ARange, Join
+from pytensor.tensor.basic import ARange
 from pytensor.tensor.blockwise import Blockwise
 from pytensor.tensor.elemwise import DimShuffle, Elemwise
 from pytensor.tensor.linalg.decomposition.cholesky import Cholesky
 from pytensor.tensor.math import Dot
-from pytensor.tensor.shape import SpecifyShape
-from pytensor.tensor.subtensor import (
-    AdvancedIncSubtensor,
-    AdvancedSubtensor,
-    Subtensor,
-    indices_from_subtensor,
-)
+from pytensor.tensor.subtensor import AdvancedIncSubtensor, indices_from_subtensor
 
-from pytensor_mvn_rewrites.matching import (
-    constant_value,
-    is_full_slice,
-    is_positive,
-    matrix_view,
-    positions_of,
-    scalar_constant,
-    takes_whole_matrices,
-)
-from pytensor_mvn_rewrites.ops import PackedCholesky
-from pytensor_mvn_rewrites.structure._diagonal import is_square
+from pytensor_mvn_rewrites.graph import is_full_slice, positions_of, spans_matrix, stacks_of
+from pytensor_mvn_rewrites.proofs.constants import constant_value, scalar_constant
+from pytensor_mvn_rewrites.proofs.diagonals import diagonal_of
+from pytensor_mvn_rewrites.proofs.positivity import is_positive
 
 
 class Triangularity(IntEnum):
@@ -47,7 +35,7 @@ class Triangularity(IntEnum):
 
 
 def triangularity(
-    fgraph: FunctionGraph, matrix: Variable, *, trusting: bool = True
+    fgraph: FunctionGraph | None, matrix: Variable, *, trusting: bool = True
 ) -> Triangularity:
     """Prove the triangularity of `matrix` from the ops that make it.
 
@@ -67,50 +55,43 @@ def triangularity(
     def proven(*matrices: Variable) -> Triangularity:
         return min(triangularity(fgraph, inp, trusting=trusting) for inp in matrices)
 
-    view = matrix_view(matrix)
-    if view.core is not matrix:
-        return Triangularity.UNKNOWN if view.transposed else proven(view.core)
-
-    n_batch = matrix.type.ndim - 2
+    if stacks := stacks_of(matrix):
+        return proven(*stacks)
+    if (diag := diagonal_of(matrix)) is not None:
+        return Triangularity.CHOLESKY if is_positive(diag) else Triangularity.LOWER
     match matrix.owner_op_and_inputs:
         case (Blockwise(Cholesky(lower=True)), _):
             return Triangularity.CHOLESKY
-        case (PackedCholesky(log_diagonal=log_diagonal), _) if matrix.owner.outputs[0] is matrix:
-            return Triangularity.CHOLESKY if log_diagonal else Triangularity.LOWER
-        case (AllocDiag(offset=0), diagonal):
-            return Triangularity.CHOLESKY if is_positive(diagonal) else Triangularity.LOWER
-        case (Elemwise(scalar_op=Add()), *inputs) if all(map(is_square, inputs)):
+        case (Elemwise(scalar_op=Add()), *inputs) if all(map(spans_matrix, inputs)):
             # positive scales keep convex combinations of Cholesky factors Cholesky factors
             return proven(*inputs)
-        case (Elemwise(scalar_op=Sub() | Neg()), *inputs) if all(map(is_square, inputs)):
+        case (Elemwise(scalar_op=Sub() | Neg()), *inputs) if all(map(spans_matrix, inputs)):
             return min(proven(*inputs), Triangularity.LOWER)
         case (Elemwise(scalar_op=Cast()), mask) if isinstance(mask.owner_op, Elemwise):
             return Triangularity.LOWER if is_lower_mask(mask) else Triangularity.UNKNOWN
         case (Elemwise(scalar_op=Mul()), *inputs):
             return _of_product(inputs, proven)
-        case (Elemwise(scalar_op=TrueDiv()), numerator, scale) if is_square(numerator):
+        case (Elemwise(scalar_op=TrueDiv()), numerator, scale) if spans_matrix(numerator):
             state = proven(numerator)
             return state if is_positive(scale) else min(state, Triangularity.LOWER)
-        case (Elemwise(scalar_op=Switch()), _, one, other) if is_square(one) and is_square(other):
+        case (Elemwise(scalar_op=Switch()), _, one, other) if spans_matrix(one) and spans_matrix(
+            other
+        ):
             return proven(one, other)
         case (Dot() | Blockwise(Dot()), left, right):
             return proven(left, right)
-        case (Subtensor() | AdvancedSubtensor(), stack, *_) if takes_whole_matrices(matrix.owner):
-            return proven(stack)
-        case (Join(axis=axis), *stacks) if axis in range(n_batch):
-            return proven(*stacks)
-        case (SpecifyShape(), inner, *_):
-            return proven(inner)
-        case (Alloc(), inner, *_) if inner.type.ndim >= 2 and is_square(inner):
-            return proven(inner)
         case (AdvancedIncSubtensor(set_instead_of_inc=True) as op, zeros, entries, *indices):
             return _of_entries(op, zeros, entries, indices)
+        case (OpFromGraph() as op, *_):
+            # a fused op is what its graph of reference is
+            inner = op.inner_outputs[matrix.owner.outputs.index(matrix)]
+            return triangularity(None, inner, trusting=trusting)
     return Triangularity.UNKNOWN
 
 
 def _of_product(inputs, proven) -> Triangularity:
     """Zeros stay zeros; scales of rows, columns or whole matrices keep a positive diagonal."""
-    matrices = [inp for inp in inputs if is_square(inp)]
+    matrices = [inp for inp in inputs if spans_matrix(inp)]
     states = [proven(inp) for inp in matrices]
     if not any(states):
         return Triangularity.UNKNOWN
@@ -178,14 +159,6 @@ def _has_positive_entries(entries: Variable, positions: np.ndarray) -> bool:
                 return False
             where = positions_of(index[-1])
             return where is not None and set(positions) <= set(where) and is_positive(values)
-    return False
-
-
-def is_transpose_of(var, other) -> bool:
-    """Whether `var` is `other.mT`, seen through PyTensor's expansion of batch dimensions."""
-    match var.owner_op_and_inputs:
-        case (DimShuffle(is_left_expanded_matrix_transpose=True), inner):
-            return inner is other
     return False
 
 

@@ -7,7 +7,7 @@ import pytest
 from pytensor.assumptions import assume
 from pytensor.graph.fg import FunctionGraph
 
-from pytensor_mvn_rewrites.structure._symmetry import is_symmetric
+from pytensor_mvn_rewrites.proofs.symmetry import is_symmetric
 from tests.harness import rewritten
 
 A = pt.matrix("A", shape=(3, 4))

@@ -40,16 +40,12 @@ from pytensor.tensor.linalg.constructors import BlockDiagonal
 from pytensor.tensor.linalg.inverse import MatrixInverse, MatrixPinv
 from pytensor.tensor.linalg.products import Expm, KroneckerProduct
 from pytensor.tensor.math import Dot
-from pytensor.tensor.shape import Reshape, SpecifyShape
+from pytensor.tensor.shape import SpecifyShape
 from pytensor.tensor.subtensor import AdvancedSubtensor, Subtensor
 
-from pytensor_mvn_rewrites.matching import (
-    Tensor,
-    reduced_axes,
-    scalar_constant,
-    takes_whole_matrices,
-)
-from pytensor_mvn_rewrites.structure._diagonal import diagonal_of
+from pytensor_mvn_rewrites.graph import Tensor, core_op, reduced_axes, takes_whole_matrices
+from pytensor_mvn_rewrites.proofs.constants import scalar_constant
+from pytensor_mvn_rewrites.proofs.diagonals import diagonal_of
 
 #: No proof goes deeper into the graph.
 MAX_DEPTH = 50
@@ -129,8 +125,6 @@ class _Mirrors:
             return False
         if isinstance(one.owner.op, DimShuffle):
             return self._dimshuffles(one, other)
-        if isinstance(one.owner.op, Reshape):
-            return self._column_and_row(one, other)
         return one.owner.op == other.owner.op and self._same_ops(one, other)
 
     def _is_symmetric_alone(self, matrix) -> bool:
@@ -155,16 +149,12 @@ class _Mirrors:
     def _same_ops(self, one, other) -> bool:
         """The proof for two nodes of one op, which transposes as its inputs do."""
         ours, theirs = one.owner.inputs, other.owner.inputs
-        match one.owner.op:
+        match core_op(one.owner.op):
             case Elemwise(scalar_op=Add()):
                 return match_in_any_order(ours, theirs, self.holds)
             case Elemwise() | KroneckerProduct() | BlockDiagonal():
                 return self._all_hold(ours, theirs)
-            case Blockwise(core_op=KroneckerProduct() | BlockDiagonal()):
-                return self._all_hold(ours, theirs)
             case MatrixInverse() | MatrixPinv() | Expm():
-                return self._all_hold(ours, theirs)
-            case Blockwise(core_op=MatrixInverse() | MatrixPinv() | Expm()):
                 return self._all_hold(ours, theirs)
             case Join(axis=axis) if axis in range(one.type.ndim - 2):
                 return self._all_hold(ours, theirs)
@@ -227,12 +217,6 @@ class _Mirrors:
             return True
         last_two = {ours.type.ndim - 2, ours.type.ndim - 1}
         return order == other_order and set(order[-2:]) == last_two and self.holds(ours, theirs)
-
-    def _column_and_row(self, one, other) -> bool:
-        """``x.reshape((-1, 1))`` and ``x.reshape((1, -1))``."""
-        if one.type.ndim != 2 or one.owner.inputs[0] is not other.owner.inputs[0]:
-            return False
-        return {one.type.broadcastable, other.type.broadcastable} == {(True, False), (False, True)}
 
 
 def match_in_any_order(ours, theirs, match) -> bool:
