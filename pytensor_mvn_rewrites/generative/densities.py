@@ -94,7 +94,12 @@ def density_of_loop(
 
     Their parameters are still computed from `rvs`, all random variables of the model.
     """
-    originals, batches = [*loop.parameters, value], [*loop.batches, loop.value]
+    batches = loop.batches
+    if loop.rows:
+        batches = [new if new is None else new[loop.member_of_row] for new in batches]
+    originals, batches = [*loop.parameters, value], [*batches, loop.value]
+    if all(new is None for new in batches):
+        raise CannotBatch("they are the same")
     own = [
         var if new is None and is_given(var) else var.type(name=var.name)
         for var, new in zip(originals, batches, strict=True)
@@ -112,7 +117,7 @@ def density_of_loop(
         # PyMC wants to know more of a parameter, or says what is wrong with the model
         raise CannotBatch(str(error)) from error
     batched = {var: new for var, new in zip(own, batches, strict=True) if new is not None}
-    [density] = vectorize_outputs([logp], batched, sum(loop.rows or [1] * len(loop.members)))
+    [density] = vectorize_outputs([logp], batched, len(loop.member_of_row))
     # of what is batched the shapes are left, which are those of the first member
     first_own = {a: b for a, b in zip(own, originals, strict=True) if a is not b}
     [density] = substituted([density], first_own, rvs)

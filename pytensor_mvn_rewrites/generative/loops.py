@@ -43,14 +43,19 @@ class Loop:
         The same for their values.
     rows : list of int or None
         Where the members are rows that share their parameters: how many rows each member has. The
-        batched forms then have one entry for each row.
+        values then follow one after the other.
     """
 
     members: list[Variable]
     parameters: list[Variable]
-    batches: list[Variable | None]
+    batches: list[Any]
     value: Variable | None
     rows: list[int] | None = None
+
+    @property
+    def member_of_row(self) -> np.ndarray:
+        """For each row the number of its member."""
+        return np.repeat(np.arange(len(self.members)), self.rows or 1)
 
     def __str__(self):
         return f"{len(self.members)} variables like {self.members[0].name}"
@@ -58,8 +63,12 @@ class Loop:
 
 def find_loops(
     rvs: Sequence[Variable],
-    rvs_to_values: Mapping[Variable, Variable],
+    rvs_to_values: Mapping[Variable, Variable | None],
     rvs_to_transforms: Mapping[Variable, Transform | None],
+    *,
+    valued: Collection[Variable] | None = None,
+    minimum: int = MIN_MEMBERS,
+    compressible: bool = True,
 ) -> list[Loop]:
     """The loops among `rvs`.
 
@@ -71,8 +80,15 @@ def find_loops(
     rvs : sequence of Variable
         Where to look.
     rvs_to_values, rvs_to_transforms : mapping
-        Of all random variables of the model.
+        Of all random variables of the model. The values may be None: then they do not count.
+    valued : collection of Variable, optional
+        The variables of the model that parameters are computed from, if not `rvs_to_values`.
+    minimum : int
+        The number of members that make a loop.
+    compressible : bool
+        Whether constant rows are taken together because there are many of them.
     """
+    valued = set(rvs_to_values if valued is None else valued)
     single = [
         rv
         for rv in rvs
@@ -80,37 +96,45 @@ def find_loops(
     ]
 
     def surface(rv):
-        own, value = _surface(rv, rvs_to_values), rvs_to_values[rv].type
-        return (own, value, identity(rvs_to_transforms.get(rv)))
+        value = rvs_to_values[rv]
+        kind = None if value is None else value.type
+        return (_surface(rv, valued), kind, identity(rvs_to_transforms.get(rv)))
 
     def rows(rv):
         return _rows(rv, rvs_to_values[rv], rvs_to_transforms.get(rv))
 
     in_rows = [rv for rv in single if rows(rv) is not None]
-    row_groups = [group for group in group_by(in_rows, rows) if are_rows(group, rvs_to_values)]
+    row_groups = [
+        group
+        for group in group_by(in_rows, rows)
+        if len(group) >= minimum and are_rows([rvs_to_values[rv] for rv in group], compressible)
+    ]
     taken = {rv for group in row_groups for rv in group}
     groups = [
         group
         for group in group_by([rv for rv in single if rv not in taken], surface)
-        if len(group) >= MIN_MEMBERS
+        if len(group) >= minimum
     ]
     if not groups and not row_groups:
         return []
-    signatures = Signatures(leaves=set(rvs_to_values))
+    signatures = Signatures(leaves=valued)
     stacks: dict[tuple[int, ...], Variable] = {}
 
     def depth(rv):
         if rv in taken:
             return tuple(map(signatures, shared_by_rows(rv)))
-        parameters = [var for var in parameters_of(rv, rvs_to_values) if is_tensor(var)]
-        return tuple(map(signatures, [rvs_to_values[rv], *parameters]))
+        numbers = [rvs_to_values[rv], *parameters_of(rv, valued)]
+        return tuple(signatures(var) for var in numbers if var is not None and is_tensor(var))
+
+    def batched(members):
+        values = [rvs_to_values[rv] for rv in members]
+        return _batched(members, values, valued, signatures, stacks, rows=members[0] in taken)
 
     return [
         loop
         for group in [*row_groups, *groups]
         for members in group_by(group, depth)
-        if len(members) >= MIN_MEMBERS
-        and (loop := _batched(members, rvs_to_values, signatures, stacks, rows=members[0] in taken))
+        if len(members) >= minimum and (loop := batched(members))
     ]
 
 
@@ -214,55 +238,49 @@ def _rows(rv: Variable, value: Variable, transform: Transform | None) -> tuple |
     return (op, rv.type.dtype, rv.type.shape[1:], types, kind)
 
 
-def are_rows(members: Sequence[Variable], rvs_to_values: Mapping[Variable, Variable]) -> bool:
+def are_rows(values: Sequence[Any], compressible: bool) -> bool:
     """Whether the rows of all members are best taken together, by an index of the members.
 
     They must be where their numbers differ. Many rows that are constant are compressed to as many
     as they have entries, see ``structure/constant_rows.py``, and that rule wants the index.
     """
-    values = [rvs_to_values[rv] for rv in members]
     counts = [value.type.shape[0] for value in values]
     size = math.prod(values[0].type.shape[1:])
     many = isinstance(values[0], Constant) and sum(counts) > 2 * size * len(counts)
-    return len(members) >= MIN_MEMBERS and (many or len(set(counts)) > 1)
+    return len(set(counts)) > 1 or (many and compressible)
 
 
 def _batched(
-    members, rvs_to_values, signatures: Signatures, stacks: dict, *, rows: bool
+    members, values: list[Any], valued, signatures: Signatures, stacks: dict, *, rows: bool
 ) -> Loop | None:
     def batch(pack) -> Variable | None:
         return LockStep(pack, signatures, stacks).batch().variable
-
-    first = members[0]
 
     def parameters(rv) -> list[Variable]:
         # of rows the size is that of the values
         if rows:
             return [rv.owner.inputs[0], *shared_by_rows(rv)]
-        return parameters_of(rv, rvs_to_values)
+        return parameters_of(rv, valued)
 
     packs = list(zip(*map(parameters, members), strict=True))
-    if any(draws(pack[0], rvs_to_values) for pack in packs if is_tensor(pack[0])):
+    if any(draws(pack[0], valued) for pack in packs if is_tensor(pack[0])):
         return declined(members, "a parameter is drawn anew")
-    values = [rvs_to_values[rv] for rv in members]
-    fixed = [False] * len(packs) if rows else _fixed_parameters(first, rvs_to_values)
+    fixed = [False] * len(packs) if rows else _fixed_parameters(members[0], valued)
     batches: list[Any] = []
+    value = None
     try:
         for pack, is_fixed in zip(packs, fixed, strict=True):
             batches.append(batch(pack) if is_tensor(pack[0]) else None)
             if is_fixed and batches[-1] is not None:
                 return declined(members, f"they differ in {pack[0]}, which is no parameter")
-        value = join_rows(values) if rows else batch(values)
+        if values[0] is not None:
+            value = join_rows(values) if rows else batch(values)
     except CannotReroll as reason:
         return declined(members, str(reason))
-    if value is None and all(new is None for new in batches):
-        return declined(members, "they are the same")
     of_first = [pack[0] for pack in packs]
     if not rows:
         return Loop(members, of_first, batches, value)
     counts = [value.type.shape[0] for value in values]
-    member_of_row = np.repeat(np.arange(len(counts)), counts)
-    batches = [None if new is None else new[member_of_row] for new in batches]
     return Loop(members, of_first, batches, value, counts)
 
 
