@@ -3,6 +3,7 @@
 from pytensor_mvn_rewrites import pipeline
 from pytensor_mvn_rewrites.config import add_flags, disable, enable
 from pytensor_mvn_rewrites.explain import Explanation, explain
+from pytensor_mvn_rewrites.generative.fuse import fuse_model, unfuse
 from pytensor_mvn_rewrites.pipeline import RewriteFailedWarning
 from pytensor_mvn_rewrites.verify import Verification, verify
 
@@ -16,6 +17,8 @@ __all__ = [
     "disable",
     "enable",
     "explain",
+    "fuse_model",
+    "unfuse",
     "verify",
 ]
 __version__ = "0.1.0"

@@ -1,7 +1,7 @@
 """Loops of random variables: N alike ones, found before PyMC derives N log-densities."""
 
 import math
-from collections.abc import Collection, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
@@ -67,6 +67,7 @@ def find_loops(
     rvs_to_transforms: Mapping[Variable, Transform | None],
     *,
     valued: Collection[Variable] | None = None,
+    kind: Callable[[str | None], Any] | None = None,
     minimum: int = MIN_MEMBERS,
     compressible: bool = True,
 ) -> list[Loop]:
@@ -83,6 +84,8 @@ def find_loops(
         Of all random variables of the model. The values may be None: then they do not count.
     valued : collection of Variable, optional
         The variables of the model that parameters are computed from, if not `rvs_to_values`.
+    kind : callable, optional
+        From a name to what is equal for the members of one loop.
     minimum : int
         The number of members that make a loop.
     compressible : bool
@@ -97,11 +100,12 @@ def find_loops(
 
     def surface(rv):
         value = rvs_to_values[rv]
-        kind = None if value is None else value.type
-        return (_surface(rv, valued), kind, identity(rvs_to_transforms.get(rv)))
+        own = (None if value is None else value.type, kind and kind(rv.name))
+        return (_surface(rv, valued), *own, identity(rvs_to_transforms.get(rv)))
 
     def rows(rv):
-        return _rows(rv, rvs_to_values[rv], rvs_to_transforms.get(rv))
+        found = _rows(rv, rvs_to_values[rv], rvs_to_transforms.get(rv))
+        return found and (*found, kind and kind(rv.name))
 
     in_rows = [rv for rv in single if rows(rv) is not None]
     row_groups = [
@@ -231,7 +235,7 @@ def _rows(rv: Variable, value: Variable, transform: Transform | None) -> tuple |
     for var, core in zip(parameters, op.ndims_params, strict=True):
         if not all(var.type.broadcastable[: var.type.ndim - core]):
             return None
-    if value.type.ndim != rv.type.ndim or None in value.type.shape:
+    if value is None or value.type.ndim != rv.type.ndim or None in value.type.shape:
         return None
     types = tuple(var.type for var in parameters)
     kind = (isinstance(value, Constant), value.type.dtype, value.type.shape[1:])

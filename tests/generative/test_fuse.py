@@ -1,0 +1,248 @@
+"""Models with one variable for each loop, and the way back."""
+
+import numpy as np
+import pymc as pm
+import pytensor
+import pytensor.tensor as pt
+import pytest
+
+import pytensor_mvn_rewrites as mvn
+from pytensor_mvn_rewrites import fuse_model, unfuse
+from pytensor_mvn_rewrites.generative.fuse import _fusions, common_name
+from tests.harness import REFERENCE_MODE
+from tests.loop_models import LOOPS, ROWS, N, data, model_of, mvnormals, ragged_groups
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Data in y_. contains missing values"),
+    pytest.mark.filterwarnings("ignore:Intermediate results"),
+]
+
+#: What the loops become; distributions that PyMC has no batches of, and chains, stay.
+FUSED = {
+    "mvnormals": ["x"],
+    "precisions_of_latent_scales": ["scale", "upper", "mean", "x"],
+    "random_walk": [],
+    "lkj_groups": ["x"],
+    "ragged_groups": ["mean", "x", "y"],
+    "many_rows": ["x"],
+    "discrete": ["z", "k", "y"],
+    "parts_that_are_draws": [],
+    "transforms": ["weights", "above", "sorted", "between"],
+    "data": ["x"],
+    "missing": ["y_unobserved", "y_observed"],
+    "kronecker_normals": [],
+}
+
+
+def terms(model, point):
+    """The log-density of each variable and potential, by its name."""
+    names = [var.name for var in [*model.free_RVs, *model.observed_RVs, *model.potentials]]
+    with mvn.disable():
+        graphs = model.logp(sum=False)
+    function = pytensor.function(
+        model.value_vars, graphs, mode=REFERENCE_MODE, on_unused_input="ignore"
+    )
+    return dict(zip(names, function(*[point[v.name] for v in model.value_vars]), strict=True))
+
+
+def point_of(model, rng):
+    return {
+        name: rng.integers(0, 2, size=value.shape).astype(value.dtype)
+        if value.dtype.kind == "i"
+        else np.asarray(0.3 * rng.normal(size=value.shape))
+        for name, value in model.initial_point().items()
+    }
+
+
+def fused_point(model, fused, point):
+    """The same point for the values of the fused model."""
+    own = {}
+    for value in fused.value_vars:
+        fusion = _fusions[fused].get(fused.values_to_rvs[value].name)
+        names = [] if fusion is None else [model.rvs_to_values[model[n]].name for n in fusion.names]
+        own[value.name] = np.stack([point[n] for n in names]) if names else point[value.name]
+    return own
+
+
+@pytest.mark.parametrize("declare", LOOPS, ids=lambda declare: declare.__name__)
+def test_log_densities(declare, rng):
+    """Each variable has its own in the batch."""
+    model = model_of(declare)
+    fused = fuse_model(model)
+    assert sorted(_fusions[fused]) == sorted(FUSED[declare.__name__])
+    point = point_of(model, rng)
+    expected = terms(model, point)
+    for name, value in terms(fused, fused_point(model, fused, point)).items():
+        fusion = _fusions[fused].get(name)
+        parts = {name: value}
+        if fusion is not None:
+            cuts = range(1, len(value)) if fusion.rows is None else np.cumsum(fusion.rows)[:-1]
+            split = np.split(value, cuts)
+            split = [part[0] for part in split] if fusion.rows is None else split
+            parts = dict(zip(fusion.names, split, strict=True))
+        for own, part in parts.items():
+            np.testing.assert_allclose(part, expected.pop(own), rtol=1e-12)
+    assert not expected
+
+
+def test_coordinates():
+    with pm.Model(coords={"trait": ["height", "weight"]}) as model:
+        for place in ("north", "south", "west"):
+            mean = pm.Normal(f"mean_{place}", dims="trait")
+            pm.Normal(f"y_{place}", mean, 1, observed=[1.0, 2.0], dims="trait")
+            pm.Deterministic(f"twice_{place}", 2 * mean, dims="trait")
+    fused = fuse_model(model)
+    assert fused.named_vars_to_dims["mean"] == fused.named_vars_to_dims["y"]
+    assert fused.named_vars_to_dims["mean"] == ("mean_loop", "trait")
+    assert fused.coords["mean_loop"] == ("north", "south", "west")
+    assert {var.name for var in fused.deterministics} == {
+        "twice_north",
+        "twice_south",
+        "twice_west",
+    }
+    # the user's model is left alone
+    assert "mean_north" in model.named_vars
+    assert "mean_loop" not in model.coords
+
+
+def test_rows_know_their_member():
+    fused = fuse_model(model_of(ragged_groups))
+    np.testing.assert_array_equal(
+        fused["x_member"].get_value(), np.repeat(np.arange(N), np.arange(1, N + 1))
+    )
+    assert fused.named_vars_to_dims["x_member"] == ("x_row",)
+
+
+def test_data_may_change(rng):
+    model = model_of(data)
+    fused = fuse_model(model)
+    new = {"rows": rng.normal(size=(N, 2)), "scales": np.arange(1.0, N + 1) ** 2}
+    pm.set_data(new, model=model)
+    pm.set_data(new, model=fused)
+    point = point_of(model, rng)
+    expected = sum(term.sum() for term in terms(model, point).values())
+    got = sum(term.sum() for term in terms(fused, point).values())
+    np.testing.assert_allclose(got, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("declare", [mvnormals, ragged_groups], ids=lambda d: d.__name__)
+def test_predictive_and_back(declare):
+    """`unfuse` takes the batch apart, exactly."""
+    model = model_of(declare)
+    fused = fuse_model(model)
+    with fused:
+        samples = pm.sample_prior_predictive(
+            5, random_seed=1, compile_kwargs={"mode": "FAST_COMPILE"}
+        )
+    back = unfuse(samples, fused)
+    for group in ("prior", "prior_predictive"):
+        for name, values in samples[group].data_vars.items():
+            fusion = _fusions[fused].get(name)
+            if fusion is None:
+                np.testing.assert_array_equal(back[group][name], values)
+                continue
+            assert name not in back[group]
+            own = [back[group][n].values for n in fusion.names]
+            whole = np.concatenate(own, axis=2) if fusion.rows else np.stack(own, axis=2)
+            np.testing.assert_array_equal(whole, values)
+    for rv in model.observed_RVs:
+        assert back.prior_predictive[rv.name].shape[2:] == rv.type.shape
+
+
+def test_initial_values():
+    with pm.Model() as model:
+        other = pm.Normal("other", initval=3.0)
+        for n in range(4):
+            pm.Normal(f"x_{n}", other, 1, initval=float(n))
+            pm.Normal(f"some_{n}", other, 1, initval=1.0 if n else None)
+    fused = fuse_model(model)
+    start = fused.initial_point()
+    np.testing.assert_array_equal(start["x"], np.arange(4))
+    assert start["other"] == 3
+    # of some only: they stay, with theirs
+    assert start["some_1"] == 1
+    assert "some" not in fused.named_vars
+    assert model.initial_point()["x_3"] == 3
+
+
+def test_only_these():
+    model = model_of(mvnormals)
+    names = [f"x_{n}" for n in range(5)]
+    fused = fuse_model(model, names=names)
+    assert fused.coords["x_loop"] == tuple(range(5))
+    assert {rv.name for rv in fused.observed_RVs} == {"x", "x_5", "x_6", "x_7", "x_8"}
+
+
+def test_what_cannot_be_fused_is_named():
+    with pm.Model() as model:
+        pm.Normal("x")
+        for n in range(3):
+            pm.Normal(f"x_{n}", 0, n + 1.0)
+        y = pm.Normal("y_0")
+        for n in range(1, 4):
+            y = pm.Normal(f"y_{n}", y, 1)
+        pm.Normal("alpha", 0, 2.0)
+        pm.Normal("beta", 0, 3.0)
+    fused = fuse_model(model)
+    assert not _fusions[fused]
+    with pytest.raises(ValueError, match="x_0 cannot be fused: the name 'x' is taken"):
+        fuse_model(model, names=["x_0", "x_1", "x_2"])
+    with pytest.raises(ValueError, match="y_1 cannot be fused: they depend on one another"):
+        fuse_model(model, names=["y_1", "y_2", "y_3"])
+    with pytest.raises(ValueError, match="alpha cannot be fused: their names have no pattern"):
+        fuse_model(model, names=["alpha", "beta"])
+    with pytest.raises(ValueError, match="no random variables of the model"):
+        fuse_model(model, names=["z"])
+
+
+def test_a_transform_of_the_user():
+    class Shift(pm.logprob.transforms.Transform):
+        name = "shift"
+        ndim_supp = 0
+
+        def forward(self, value, *inputs):
+            return value - 1
+
+        def backward(self, value, *inputs):
+            return value + 1
+
+        def log_jac_det(self, value, *inputs):
+            return pt.zeros_like(value)
+
+    with pm.Model() as model:
+        for n in range(3):
+            pm.Normal(f"x_{n}", 0, n + 1.0, transform=Shift())
+    assert not _fusions[fuse_model(model)]
+
+
+def test_unfuse_wants_a_fused_model():
+    with pytest.raises(ValueError, match="was not made by fuse_model"):
+        unfuse(None, model_of(mvnormals))
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["x_0", "x_1", "x_10"], ("x", (0, 1, 10))),
+        (["x0", "x1"], ("x", (0, 1))),
+        (["x[0]", "x[1]"], ("x", (0, 1))),
+        (["mu_north", "mu_south"], ("mu", ("north", "south"))),
+        (["north_rate", "south_rate"], ("rate", ("north", "south"))),
+        (["a_0_b", "a_1_b"], ("a_b", (0, 1))),
+        (["mu_10", "mu_11"], ("mu", (10, 11))),
+        (["alpha", "beta"], ("", ("alpha", "beta"))),
+        (["theta", "thalamus"], ("", ("theta", "thalamus"))),
+    ],
+)
+def test_common_name(names, expected):
+    assert common_name(names) == expected
+
+
+def test_observed_rows_of_one_shape():
+    """A batch of several rows each, with means of their own."""
+    with pm.Model() as model:
+        for n in range(3):
+            mean = pm.Normal(f"mean_{n}", shape=2)
+            pm.MvNormal(f"x_{n}", mean, np.eye(2), observed=ROWS[n])
+    fused = fuse_model(model)
+    assert fused["x"].type.shape == (3, 4, 2)
