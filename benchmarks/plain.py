@@ -8,6 +8,7 @@ turns, in CPU seconds of this process. Functions are compiled for the Python lin
 a C compiler takes comes on top, with and without the plugin.
 """
 
+import gc
 import statistics
 import sys
 import time
@@ -29,6 +30,7 @@ def compile_seconds(build, plugin: bool) -> float:
     """CPU seconds until the function of a new model has been compiled."""
     model = build()
     with nullcontext() if plugin else mvn.disable():
+        gc.collect()  # what earlier models left behind is not this one's time
         start = time.process_time()
         model.logp_dlogp_function(ravel_inputs=True, mode=MODE)
         return time.process_time() - start
@@ -40,10 +42,11 @@ def main() -> None:
     ratios = []
     for name in names:
         compile_seconds(PLAIN_MODELS[name], plugin=True)  # imports and caches
-        seconds = [
-            [compile_seconds(PLAIN_MODELS[name], plugin) for plugin in (False, True)]
-            for _ in range(ROUNDS)
-        ]
+        seconds = []
+        for turn in range(ROUNDS):
+            order = (False, True) if turn % 2 else (True, False)
+            taken = {plugin: compile_seconds(PLAIN_MODELS[name], plugin) for plugin in order}
+            seconds.append((taken[False], taken[True]))
         ratios.append(statistics.median(on / off for off, on in seconds))
         off, on = (statistics.median(column) for column in zip(*seconds, strict=True))
         print(f"{name:30} {off:6.2f} s {on:6.2f} s {ratios[-1]:6.3f}", flush=True)  # noqa: T201
