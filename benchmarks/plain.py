@@ -1,0 +1,59 @@
+"""What the plugin costs models it has nothing to do for: their compile time with and without it.
+
+    python -m benchmarks.plain              # the models of tests/plain_zoo.py, some minutes
+    python -m benchmarks.plain hsgp ar      # some of them
+
+Each round derives and compiles the log-density with its gradient of each model anew, on and off in
+turns, in CPU seconds of this process. Functions are compiled for the Python linker: what Numba or
+a C compiler takes comes on top, with and without the plugin.
+"""
+
+import gc
+import statistics
+import sys
+import time
+import warnings
+from contextlib import nullcontext
+
+import pytensor
+from pytensor.compile.mode import Mode
+
+import pytensor_mvn_rewrites as mvn
+from tests.plain_zoo import PLAIN_MODELS
+
+ROUNDS = 7
+
+MODE = Mode(linker="py", optimizer="fast_run")
+
+
+def compile_seconds(build, plugin: bool) -> float:
+    """CPU seconds until the function of a new model has been compiled."""
+    model = build()
+    with nullcontext() if plugin else mvn.disable():
+        gc.collect()  # what earlier models left behind is not this one's time
+        start = time.process_time()
+        model.logp_dlogp_function(ravel_inputs=True, mode=MODE)
+        return time.process_time() - start
+
+
+def main() -> None:
+    """Print the seconds of each model off and on, the median ratio of its rounds, and of all."""
+    names = sys.argv[1:] or list(PLAIN_MODELS)
+    ratios = []
+    for name in names:
+        compile_seconds(PLAIN_MODELS[name], plugin=True)  # imports and caches
+        seconds = []
+        for turn in range(ROUNDS):
+            order = (False, True) if turn % 2 else (True, False)
+            taken = {plugin: compile_seconds(PLAIN_MODELS[name], plugin) for plugin in order}
+            seconds.append((taken[False], taken[True]))
+        ratios.append(statistics.median(on / off for off, on in seconds))
+        off, on = (statistics.median(column) for column in zip(*seconds, strict=True))
+        print(f"{name:30} {off:6.2f} s {on:6.2f} s {ratios[-1]:6.3f}", flush=True)  # noqa: T201
+    print(f"median of {len(names)} models: {statistics.median(ratios):.3f}")  # noqa: T201
+
+
+if __name__ == "__main__":
+    pytensor.config.cxx = ""
+    warnings.simplefilter("ignore")
+    main()

@@ -1,0 +1,31 @@
+"""Tests against the oldest and the newest PyTensor and PyMC that the package allows.
+
+nox                       # all sessions
+nox -s "tests(oldest)"    # one of them
+"""
+
+import nox
+
+nox.options.default_venv_backend = "venv"
+
+VERSIONS = {
+    "oldest": ("pytensor==3.3.4", "pymc==6.3.1"),
+    "oldest PyMC with pymc-extras": ("pymc==6.3.2", "pymc-extras"),
+    "newest": ("pytensor>=3.3.4,<3.4", "pymc>=6.4,<6.5"),
+}
+
+#: What depends on the internals of PyTensor and PyMC: the names that are used, whole models
+TESTS = [
+    "tests/test_upstream.py",
+    "tests/test_logprob.py",
+    "tests/test_models.py",
+    "tests/test_pipeline.py",
+]
+
+
+@nox.session
+@nox.parametrize("versions", list(VERSIONS.values()), ids=list(VERSIONS))
+def tests(session, versions):
+    """Run what depends on the versions."""
+    session.install(".", "pytest>=8.4", "hypothesis>=6.100", "jax>=0.5", *versions)
+    session.run("python", "-m", "pytest", "-q", *(session.posargs or TESTS))
