@@ -163,12 +163,13 @@ def _next_loop(fgraph: FunctionGraph, names: set[str], reasons: dict[str, str]) 
     }
     for node in valued:
         node.inputs[0].name = node.op.name
+    known = stems([n.op.name for n in valued])
     loops = find_loops(
         [n.inputs[0] for n in wanted],
         values,
         {n.inputs[0]: n.op.transform for n in valued},
         valued={n.outputs[0] for n in nodes},
-        kind=lambda name, known=stems([n.op.name for n in valued]): known.get(name),
+        kind=lambda name: known.get(name),
         minimum=2,
         compressible=False,
     )
