@@ -18,12 +18,13 @@ import pytensor.tensor as pt
 from pymc.distributions.multivariate import MvNormal, MvNormalRV
 from pymc.logprob.abstract import _logprob
 from pytensor.assumptions import assume
-from pytensor.graph.basic import Variable
+from pytensor.graph.basic import Constant, Variable
 
 from tests.harness import spd
 
 #: A dimension: a letter and a number; ("n", 3) is the length 3, or a multiple of it in a model
-#: whose sizes change. Ranks have a letter and a multiple of their own. "t" and "p" never change.
+#: whose sizes change. Ranks and rows have a letter and a multiple of their own, "t" and "p" never
+#: change.
 Dim = tuple[str, int]
 
 #: Where numbers come from. In a loop over i, "indexed" is ``parameter[i]``.
@@ -45,10 +46,11 @@ GIVEN = ("constant", "data", "data[i]", "own data", "computed")
 
 @dataclass(frozen=True)
 class Sizes:
-    """The multiples of all sizes and of all ranks."""
+    """The multiples of all sizes, of all ranks, and of all numbers of rows."""
 
     n: int = 1
     k: int = 1
+    r: int = 1
 
 
 @dataclass
@@ -70,7 +72,7 @@ class Building:
     def length(self, dim: Dim) -> int:
         """The present length."""
         letter, number = dim
-        return number * {"n": self.sizes.n, "k": self.sizes.k}.get(letter, 1)
+        return number * {"n": self.sizes.n, "k": self.sizes.k, "r": self.sizes.r}.get(letter, 1)
 
     def lengths(self, dims) -> tuple[int, ...]:
         return tuple(self.length(dim) for dim in dims)
@@ -123,7 +125,7 @@ class Building:
 
     def constant(self, name, make, dims):
         """A NumPy array where no size changes."""
-        if any(letter in "nk" and self.moves(letter) for letter, _ in dims):
+        if any(letter in "nkr" and self.moves(letter) for letter, _ in dims):
             return self.data(name, make, dims)
         return make(self.rng(name), *self.lengths(dims))
 
@@ -173,12 +175,12 @@ class Building:
 
     def index(self, name, source, size=None):
         """Numbers from 1 to the number of terms."""
-        size, terms = size or self.terms, self.terms
+        terms = self.terms
 
         def make(rng, length):
             return rng.permutation(np.resize(np.arange(1, terms + 1), length))
 
-        dims = (("t", size),)
+        dims = (("r", size) if size else ("t", terms),)
         return (self.data if source == "data" else self.constant)(name, make, dims)
 
     # --- afterwards
@@ -280,17 +282,35 @@ class Packed:
 
 @dataclass(frozen=True)
 class LKJ:
-    """PyMC's prior of Cholesky factors."""
+    """PyMC's prior of Cholesky factors, or the correlations that come with it."""
 
     n: int
     own: bool = True
+    corr: bool = False
 
     def build(self, b, name, i):
         name = f"{name}_{i}" if self.own else name
         if name not in b.made:
             sd = pm.Exponential.dist(1.0, shape=self.n)
-            b.made[name], *_ = pm.LKJCholeskyCov(name, n=self.n, eta=2.0, sd_dist=sd)
-        return b.made[name]
+            b.made[name], b.made[f"{name}corr"], _ = pm.LKJCholeskyCov(
+                name, n=self.n, eta=2.0, sd_dist=sd
+            )
+        return b.made[f"{name}corr" if self.corr else name]
+
+
+@dataclass(frozen=True)
+class Squared:
+    """A root times its transpose, and nothing else."""
+
+    root: object
+
+    @property
+    def n(self):
+        return self.root.n
+
+    def build(self, b, name, i):
+        root = pt.as_tensor(self.root.build(b, name, i))
+        return root @ root.T
 
 
 @dataclass(frozen=True)
@@ -326,9 +346,9 @@ class Diagonal:
 
 @dataclass(frozen=True)
 class Scaled:
-    """A number times a matrix."""
+    """A number times a matrix; `by` may be that number itself."""
 
-    by: str
+    by: str | float
     of: object
     power: int = 1
 
@@ -337,7 +357,8 @@ class Scaled:
         return self.of.n
 
     def build(self, b, name, i):
-        s = b.leaf(f"{name}s", self.by, (), i, positive=True)
+        number = isinstance(self.by, float)
+        s = self.by if number else b.leaf(f"{name}s", self.by, (), i, positive=True)
         return s**self.power * self.of.build(b, name, i)
 
 
@@ -414,6 +435,75 @@ class Convex:
     def build(self, b, name, i):
         w = pt.sigmoid(b.leaf(f"{name}w", self.weight, (), i))
         return w * self.left.build(b, f"{name}l", i) + (1 - w) * self.right.build(b, f"{name}r", i)
+
+
+@dataclass(frozen=True)
+class Combined:
+    """``a * C + b * D``, C and D given, or a precision ``tau * (D - a * W)`` of neighbours."""
+
+    n: int
+    source: str
+    by: str
+    other: str
+    alike: bool = True
+
+    def build(self, b, name, i):
+        k = 0 if self.alike and self.source == "constant" else i
+        shape = ("n", self.n), ("n", self.n)
+
+        def kinship(rng, n, _):
+            return spd(rng, n=n)
+
+        def neighbours(rng, n, _):
+            weights = np.tril(rng.integers(0, 2, size=(n, n)), -1)
+            return (weights + weights.T).astype(float)
+
+        s = b.leaf(f"{name}a", self.by, (), i, positive=True)
+        t = b.leaf(f"{name}b", self.by, (), i, positive=True)
+        if self.other == "neighbours":
+            weights = pt.as_tensor(b.given(f"{name}W", self.source, neighbours, shape, k))
+            if isinstance(weights, Constant):
+                counts = np.diag(weights.data.sum(axis=1) + 1)
+            else:
+                counts = pt.diag(weights.sum(axis=1) + 1)
+            return t * (counts - pt.sigmoid(s) * weights)
+        known = b.given(name, self.source, kinship, shape, k)
+        other = b.eye(self.n)
+        if self.other == "D":
+            other = b.given(f"{name}D", self.source, kinship, shape, k)
+        return s * known + t * other
+
+
+@dataclass(frozen=True)
+class Markov:
+    """``s * exp(-|t_i - t_j| / l)`` or ``s * rho ** |i - j|``; of unsorted times, or with ties."""
+
+    n: int
+    times: str
+    by: str
+    kind: str = "exp"
+    ties: bool = False
+    alike: bool = True
+
+    def build(self, b, name, i):
+        k = 0 if self.alike and self.times == "constant" else i
+
+        def make(rng, n):
+            times = rng.permutation(n) + 0.3 * rng.normal(size=n)
+            return np.floor(times) if self.ties else times
+
+        s = b.leaf(f"{name}s", self.by, (), i, positive=True)
+        if self.kind == "rho":
+            rho = pt.tanh(b.leaf(f"{name}rho", self.by, (), i))
+            lags = pt.arange(b.eye(self.n).shape[0])
+            if not b.moves("n"):
+                lags = np.arange(b.length(("n", self.n)))
+            return s * rho ** abs(lags[:, None] - lags)
+        t = pt.as_tensor(b.given(f"{name}t", self.times, make, (("n", self.n),), k))
+        length = 0.3 + b.leaf(f"{name}l", self.by, (), i, positive=True)
+        covariance = s * pt.exp(-pt.abs(t[:, None] - t) / length)
+        # with ties it is a covariance only beside some noise
+        return covariance + 0.5 * b.eye(self.n) if self.kind == "exp + noise" else covariance
 
 
 @dataclass(frozen=True)
@@ -641,9 +731,9 @@ class Mean:
                 leaf = b.leaf(f"{name}mu", self.source, dims, i)
                 return pt.tanh(leaf) + b.parameter(f"{name}a", ())
             case "regression" | "collinear":
-                x = pt.as_tensor(b.leaf(f"{name}X{rows}", self.source, (("t", rows), ("p", 2)), i))
+                x = pt.as_tensor(b.leaf(f"{name}X{rows}", self.source, (("r", rows), ("p", 2)), i))
                 if self.kind == "collinear":
-                    x = pt.concatenate([x, x[:, :1], pt.ones((rows, 1))], axis=1)
+                    x = pt.concatenate([x, x[:, :1], pt.ones((x.shape[0], 1))], axis=1)
                 p = 4 if self.kind == "collinear" else 2
                 return x @ b.parameter(f"{name}B", (("p", p), ("n", n)))
             case "integers":
@@ -693,7 +783,7 @@ class Loop:
             value = rng.normal(size=(*lengths[:-1], lengths[-1] - shorter))
             return value.astype("float32") if self.float32 else value
 
-        dims = ((("t", rows),) if rows else ()) + (("n", self.n),)
+        dims = ((("r", rows),) if rows else ()) + (("n", self.n),)
         if self.values == "data" and not shorter:
             return b.data(f"{name}v", make, dims)
         return b.constant(f"{name}v", make, dims)

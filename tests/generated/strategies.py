@@ -6,6 +6,8 @@ from tests.generated import grammar as g
 
 ANY = st.sampled_from(g.SOURCES)
 GIVEN = st.sampled_from(g.GIVEN)
+MATRIX_GIVEN = st.sampled_from([s for s in g.GIVEN if s != "computed"])
+SCALE = ANY | st.just(0.05)
 MATRIX = st.sampled_from([s for s in g.SOURCES if s != "data"])
 
 #: The number of rows from which the rule for matrices of low rank applies, to one and to many.
@@ -29,7 +31,12 @@ def matrices(draw, n, depth=2, resizable=False):
         "kernel",
         "expm",
         "mapped",
+        "combined",
+        "markov",
+        "scaled root",
     ]
+    if n > 1 and not resizable:
+        leaves += ["correlations"]
     nested = ["scaled", "scaled", "sandwich", "plus", "convex", "inverse", "stacked", "permuted"]
     factors = [k for k in (1, 2, 3) if n % k == 0 and n > 1]
     if factors:
@@ -57,8 +64,17 @@ def matrices(draw, n, depth=2, resizable=False):
             return g.Mapped(n, draw(st.sampled_from(["shared", "constant", "data"])))
         case "low rank":
             return draw(low_rank(n))
+        case "combined":
+            other = st.sampled_from(["eye", "D", "neighbours"])
+            return g.Combined(n, draw(MATRIX_GIVEN), draw(ANY), draw(other), draw(st.booleans()))
+        case "markov":
+            return draw(markov(n))
+        case "scaled root":
+            return g.Scaled(draw(SCALE), g.Squared(draw(roots(n, max(depth - 1, 0), resizable))))
+        case "correlations":
+            return g.LKJ(n, draw(st.booleans()), corr=True)
         case "scaled":
-            return g.Scaled(draw(ANY), inner(), draw(st.sampled_from([1, 2])))
+            return g.Scaled(draw(SCALE), inner(), draw(st.sampled_from([1, 2])))
         case "sandwich":
             spelling = st.sampled_from(["diag @ m @ diag", "d * m * d", "outer * m"])
             return g.Sandwich(draw(ANY), inner(), draw(spelling))
@@ -86,6 +102,18 @@ def matrices(draw, n, depth=2, resizable=False):
     if kind == "kron with noise":
         return g.Plus(product, draw(diagonals(n)))
     return g.Plus(product, g.Kron(inner(k), inner(n // k)))
+
+
+def markov(n):
+    """Ties only beside some noise: the matrix would be singular."""
+    kinds = [("exp", False), ("exp + noise", True), ("rho", False)]
+    return st.builds(
+        lambda times, by, kind, alike: g.Markov(n, times, by, *kind, alike),
+        MATRIX_GIVEN,
+        ANY,
+        st.sampled_from(kinds),
+        st.booleans(),
+    )
 
 
 def diagonals(n):
@@ -181,8 +209,8 @@ def members(draw, n, resizable):
 
 @st.composite
 def loops(draw, resizable):
-    n = draw(st.sampled_from([1, 2, 2, 3, 3, 4, 6]))
-    terms = draw(st.sampled_from([2, 2, 2, 3, 3, 4, 1]))
+    n = draw(st.sampled_from([1, 2, 2, 3, 3, 4, 6, 8]))
+    terms = draw(st.sampled_from([2, 2, 2, 2, 3, 3, 3, 4, 4, 1, 8, 10]))
     several = draw(st.sampled_from([1, 1, 2]))
     if draw(st.integers(0, 14)) == 0:
         n = draw(st.sampled_from(LOW_RANK_SIZES))
@@ -242,7 +270,12 @@ def loops(draw, resizable):
 def models(draw):
     """Whole models."""
     resizable = draw(st.integers(0, 3)) == 0
-    multiples = st.builds(g.Sizes, st.sampled_from([1, 1, 2]), st.sampled_from([1, 2, 8]))
+    multiples = st.builds(
+        g.Sizes,
+        st.sampled_from([1, 1, 2]),
+        st.sampled_from([1, 2, 8]),
+        st.sampled_from([1, 1, 2]),
+    )
     extras = st.lists(st.sampled_from(g.EXTRAS), max_size=2, unique=True).map(tuple)
     least = draw(st.sampled_from([0] + [1] * 20))
     return g.Model(

@@ -4,12 +4,15 @@ import pytest
 
 from tests.generated.fuzz import Summary, hunt, report
 from tests.generated.grammar import (
+    LKJ,
     Blocks,
+    Combined,
     Given,
     Gram,
     Kron,
     Loop,
     LowRank,
+    Markov,
     Mean,
     Member,
     Model,
@@ -18,6 +21,7 @@ from tests.generated.grammar import (
     Sandwich,
     Scaled,
     Sizes,
+    Squared,
     Stacked,
 )
 from tests.generated.oracles import check
@@ -138,6 +142,42 @@ CROSSINGS = {
         (Loop(3, 3, (Member(Permuted(Gram(3, "shared"))),)),), seed=3
     ),
     "normals by fancy indices": Model((), ("normals by fancy indices",), seed=3),
+    "scaled squares of triangular roots": Model(
+        (Loop(3, 8, (Member(Scaled(0.05, Squared(Root(3, "indexed")))),), rows=(3,)),),
+        sizes=(Sizes(), Sizes(2, 1, 2)),
+    ),
+    "scaled correlations of one prior": Model(
+        (Loop(3, 3, (Member(Scaled("indexed", LKJ(3, own=False, corr=True), 2)),)),),
+    ),
+    "standard deviations around correlations": Model(
+        (
+            Loop(
+                n=3,
+                terms=3,
+                members=(Member(Sandwich("indexed", LKJ(3, corr=True), "diag @ m @ diag")),),
+            ),
+        ),
+    ),
+    "a kinship in data beside noise": Model(
+        (Loop(8, 8, (Member(Combined(8, "data", "indexed", "eye")),), rows=(2, 3)),), seed=2
+    ),
+    "two constant matrices": Model(
+        (Loop(8, 8, (Member(Combined(8, "constant", "indexed", "D")),)),), seed=2
+    ),
+    "neighbours": Model(
+        (Loop(8, 8, (Member(Combined(8, "constant", "shared", "neighbours"), "tau"),)),), seed=2
+    ),
+    "times without order": Model(
+        (Loop(8, 8, (Member(Markov(8, "constant", "indexed")),), rows=(2,)),), seed=1
+    ),
+    "times in data, with ties": Model(
+        (Loop(8, 8, (Member(Markov(8, "data", "indexed", "exp + noise", True)),)),), seed=1
+    ),
+    "powers of a correlation of either sign": Model(
+        (Loop(8, 8, (Member(Markov(8, "constant", "indexed", "rho")),), rows=(2,)),),
+        sizes=(Sizes(), Sizes(2)),
+        seed=1,
+    ),
 }
 
 
