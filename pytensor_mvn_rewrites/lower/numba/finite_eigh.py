@@ -8,7 +8,6 @@ from pytensor_mvn_rewrites.lower.numba.lapack import eigh
 from pytensor_mvn_rewrites.lower.numba.structured import (
     N,
     NodeFunction,
-    Operand,
     compiled_by,
     copy_in,
     copy_out,
@@ -22,9 +21,8 @@ MATRIX, EIGENVALUES, EIGENVECTORS = range(len(NAMES))
 @compiled_by(FiniteEigh)
 def finite_eigh_function(op, node) -> NodeFunction:
     """The function that a node calls."""
-    square = ("n", "n")
-    outputs = [Operand("eigenvalues", "", ("n",)), Operand("eigenvectors", "", square)]
-    return NodeFunction("finite_eigh", [Operand("matrix", "", square)], outputs, NAMES)
+    names = "matrix -> eigenvalues eigenvectors"
+    return NodeFunction.of(op, node, "finite_eigh", names, NAMES)
 
 
 def finite_eigh_kernel() -> Callable:

@@ -19,13 +19,11 @@ from pytensor_mvn_rewrites.lower.numba.structured import (
     SIZES,
     N,
     NodeFunction,
-    Operand,
     compiled_by,
     copy_in,
     copy_out,
     is_wanted,
     number,
-    rows_of,
 )
 from pytensor_mvn_rewrites.lower.numba.vectors import load, store, store_bool
 from pytensor_mvn_rewrites.ops import (
@@ -50,23 +48,14 @@ EPS = float(np.finfo("float64").eps)
 def kronecker_function(op, node) -> NodeFunction:
     """The function that a node calls, for the value or the gradient."""
     factors = range(op.n_factors)
-    rows = rows_of(node.inputs[0], 1)
-    inputs = [Operand("delta", rows, ("n",)), Operand("noise", "")]
-    inputs += [Operand(f"eigenvectors{k}", "", (f"n{k}", f"n{k}")) for k in factors]
-    inputs += [Operand(f"eigenvalues{k}", "", (f"n{k}",)) for k in factors]
+    eigen = " ".join(f"{name}{k}" for name in ("eigenvectors", "eigenvalues") for k in factors)
+    names = f"delta noise {eigen} -> quaddist half_logdet posdef"
     if isinstance(op, DecomposedKroneckerQuadLogdetPullback):
-        g_quad, g_half_logdet = node.inputs[-2:]
-        inputs.append(Operand("g_quad", rows_of(g_quad, 0)))
-        inputs.append(Operand("g_half_logdet", rows_of(g_half_logdet, 0)))
-        outputs = [Operand("d_delta", rows, ("n",)), Operand("d_noise", "")]
-        outputs += [Operand(f"d_factor{k}", "", (f"n{k}", f"n{k}")) for k in factors]
-    else:
-        outputs = [Operand("quaddist", rows), Operand("half_logdet", rows)]
-        outputs.append(Operand("posdef", rows, dtype="bool_"))
+        gradients = " ".join(f"d_factor{k}" for k in factors)
+        names = f"delta noise {eigen} g_quad g_half_logdet -> d_delta d_noise {gradients}"
     places = [*NAMES, *(f"{name}{k}" for k in factors for name in FACTOR_NAMES)]
-    sizes = [f"n{k}" for k in factors]
-    condition = f"n == {' * '.join(sizes)}"
-    return NodeFunction("kronecker", inputs, outputs, places, sizes, condition)
+    condition = f"n == {' * '.join(f'n{k + 1}' for k in factors)}"
+    return NodeFunction.of(op, node, "kronecker", names, places, condition)
 
 
 def kronecker_kernel() -> Callable:

@@ -15,13 +15,11 @@ from pytensor_mvn_rewrites.lower.numba.structured import (
     SIZES,
     N,
     NodeFunction,
-    Operand,
     compiled_by,
     copy_in,
     copy_out,
     is_wanted,
     number,
-    rows_of,
 )
 from pytensor_mvn_rewrites.lower.numba.vectors import load, store, store_bool
 from pytensor_mvn_rewrites.ops import (
@@ -36,43 +34,23 @@ NAMES = (
 )
 DELTA, FACTOR, DIAG, ROOT, Q, INV_R, DIAG_R, G_QUAD, G_HALF_LOGDET = range(9)
 QUADDIST, HALF_LOGDET, POSDEF, D_DELTA, D_FACTOR, D_DIAG = range(9, 15)
-#: Axes of those that have no rows
-CORE = {
-    **{"factor": ("n", "k"), "diag": ("n",), "root": ("n",), "Q": ("n", "k")},
-    **{"inv_R": ("k", "k"), "diag_R": ("k",), "d_factor": ("n", "k"), "d_diag": ("n",)},
-}
 K = SIZES
-
-
-def matrices(*names: str) -> list[Operand]:
-    """The operands of these names."""
-    return [Operand(name, "", CORE[name]) for name in names]
 
 
 @compiled_by(LowRankFactorization)
 def factorization_function(op, node) -> NodeFunction:
     """The function that a node calls."""
-    outputs = matrices("root", "Q", "inv_R", "diag_R")
-    inputs = matrices("factor", "diag")
-    return NodeFunction("low_rank_factorization", inputs, outputs, NAMES, ["k"])
+    names = "factor diag -> root Q inv_R diag_R"
+    return NodeFunction.of(op, node, "low_rank_factorization", names, NAMES)
 
 
 @compiled_by(DecomposedLowRankQuadLogdet, DecomposedLowRankQuadLogdetPullback)
 def low_rank_function(op, node) -> NodeFunction:
     """The function that a node calls, for the value or the gradient."""
-    rows = rows_of(node.inputs[0], 1)
-    delta = Operand("delta", rows, ("n",))
+    names = "delta root Q inv_R diag_R -> quaddist half_logdet posdef"
     if isinstance(op, DecomposedLowRankQuadLogdetPullback):
-        g_quad, g_half_logdet = node.inputs[-2:]
-        inputs = [delta, *matrices("factor", "diag", "root", "Q", "inv_R")]
-        inputs.append(Operand("g_quad", rows_of(g_quad, 0)))
-        inputs.append(Operand("g_half_logdet", rows_of(g_half_logdet, 0)))
-        outputs = [Operand("d_delta", rows, ("n",)), *matrices("d_factor", "d_diag")]
-    else:
-        inputs = [delta, *matrices("root", "Q", "inv_R", "diag_R")]
-        outputs = [Operand("quaddist", rows), Operand("half_logdet", rows)]
-        outputs.append(Operand("posdef", rows, dtype="bool_"))
-    return NodeFunction("low_rank", inputs, outputs, NAMES, ["k"])
+        names = "delta factor diag root Q inv_R g_quad g_half_logdet -> d_delta d_factor d_diag"
+    return NodeFunction.of(op, node, "low_rank", names, NAMES)
 
 
 def factorization_kernel() -> Callable:

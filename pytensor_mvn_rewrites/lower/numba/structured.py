@@ -25,6 +25,7 @@ from pytensor_mvn_rewrites.lower.numba.jit import (
 )
 from pytensor_mvn_rewrites.lower.numba.vectors import load, store
 from pytensor_mvn_rewrites.lower.numba_backend import has_kernel
+from pytensor_mvn_rewrites.ops.gaussian import parse_signature
 
 #: The header of the table: number of rows, their length, and how many other sizes follow
 N_ROWS, N, N_SIZES, SIZES = range(4)
@@ -85,6 +86,43 @@ class NodeFunction(NamedTuple):
     places: Sequence[str]
     sizes: Sequence[str] = ()
     condition: str = "True"
+
+    @classmethod
+    def of(cls, op, node, kernel: str, names: str, places, condition="True") -> "NodeFunction":
+        """The function of a node, by the signature of its op.
+
+        Parameters
+        ----------
+        op : FusedOp
+            Its labels are the names of the axes; all but n are sizes, in the order of appearance.
+        node : Apply
+            Rows are those of the first input.
+        names : str
+            The names of the operands, ``"inputs -> outputs"``.
+        kernel, places, condition
+            As the attributes.
+        """
+        rows = rows_of(node.inputs[0], op.core_ndims[0])
+        operands: list[list[Operand]] = []
+        sizes: dict[str, None] = {}
+        sides = zip(
+            names.split("->"),
+            (node.inputs, node.outputs),
+            parse_signature(op.signature),
+            strict=True,
+        )
+        for side, variables, labels in sides:
+            own = []
+            for name, var, core in zip(side.split(), variables, labels, strict=True):
+                batch = rows_of(var, len(core))
+                if variables is node.outputs:
+                    # their types may know less of the rows
+                    batch = rows[: len(batch)]
+                dtype = "bool_" if var.type.dtype == "bool" else "float64"
+                own.append(Operand(name, batch, core, dtype))
+                sizes |= dict.fromkeys(label for label in core if label != "n")
+            operands.append(own)
+        return cls(kernel, *operands, places, tuple(sizes), condition)
 
     def source(self, name: str) -> str:
         """Its source."""

@@ -16,7 +16,6 @@ from pytensor_mvn_rewrites.lower.numba.structured import (
     SIZES,
     N,
     NodeFunction,
-    Operand,
     compiled_by,
     copy_in,
     copy_out,
@@ -26,13 +25,10 @@ from pytensor_mvn_rewrites.lower.numba.structured import (
 from pytensor_mvn_rewrites.lower.numba.vectors import load, store, store_bool
 from pytensor_mvn_rewrites.ops import Whiten, WhitenPullback
 
-SQUARE, TALL = ("n", "n"), ("n", "c")
-CORE = {
-    **{"matrix": SQUARE, "columns": TALL, "whitened": TALL, "half_logdet": (), "posdef": ()},
-    **{"inv_chol": SQUARE, "g_whitened": TALL, "g_half_logdet": ()},
-    **{"d_matrix": SQUARE, "d_columns": TALL},
-}
-NAMES = tuple(CORE)
+NAMES = (
+    *("matrix", "columns", "whitened", "half_logdet", "posdef"),
+    *("inv_chol", "g_whitened", "g_half_logdet", "d_matrix", "d_columns"),
+)
 MATRIX, COLUMNS, WHITENED, HALF_LOGDET, POSDEF = range(5)
 INV_CHOL, G_WHITENED, G_HALF_LOGDET, D_MATRIX, D_COLUMNS = range(5, 10)
 C = SIZES
@@ -41,20 +37,10 @@ C = SIZES
 @compiled_by(Whiten, WhitenPullback)
 def whiten_function(op, node) -> NodeFunction:
     """The function that a node calls, for the value or the gradient."""
+    names = "matrix columns -> whitened half_logdet posdef inv_chol"
     if isinstance(op, WhitenPullback):
-        inputs = operands("inv_chol", "whitened", "g_whitened", "g_half_logdet")
-        outputs = operands("d_matrix", "d_columns")
-    else:
-        inputs = operands("matrix", "columns")
-        outputs = operands("whitened", "half_logdet", "posdef", "inv_chol")
-    return NodeFunction("whiten", inputs, outputs, NAMES, ["c"])
-
-
-def operands(*names: str) -> list[Operand]:
-    """The operands of these names."""
-    return [
-        Operand(name, "", CORE[name], "bool_" if name == "posdef" else "float64") for name in names
-    ]
+        names = "inv_chol whitened g_whitened g_half_logdet -> d_matrix d_columns"
+    return NodeFunction.of(op, node, "whiten", names, NAMES)
 
 
 def whiten_kernel() -> Callable:
