@@ -169,7 +169,7 @@ def _next_loop(fgraph: FunctionGraph, names: set[str], reasons: dict[str, str]) 
         values,
         {n.inputs[0]: n.op.transform for n in valued},
         valued={n.outputs[0] for n in nodes},
-        kind=lambda name: known.get(name),
+        kind=lambda name: known.get(str(name)),
         minimum=2,
         compressible=False,
     )
