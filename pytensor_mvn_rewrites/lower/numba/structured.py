@@ -122,7 +122,8 @@ class NodeFunction(NamedTuple):
                 own.append(Operand(name, batch, core, dtype))
                 sizes |= dict.fromkeys(label for label in core if label != "n")
             operands.append(own)
-        return cls(kernel, *operands, places, tuple(sizes), condition)
+        inputs, outputs = operands
+        return cls(kernel, inputs, outputs, places, tuple(sizes), condition)
 
     def source(self, name: str) -> str:
         """Its source."""
