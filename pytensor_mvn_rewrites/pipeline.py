@@ -3,7 +3,7 @@
 ::
 
     PyMC model, or any PyTensor graph
-      |   generative/  loops of random variables -> one log-density     the function behind Model.logp
+      |   generative/  loops of random variables -> one log-density     what Model.logp calls
       |   logprob.py   MvNormalRV -> an RV whose log-density is one node    pymc's IR database
       v
     1 reroll/          N isomorphic terms -> one batched term               optdb["canonicalize"]
