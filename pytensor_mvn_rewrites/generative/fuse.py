@@ -13,22 +13,13 @@ import pytensor
 import pytensor.tensor as pt
 from pymc.distributions import transforms
 from pymc.logprob import transforms as elementwise
-from pymc.model.fgraph import (
-    ModelFreeRV,
-    ModelObservedRV,
-    ModelVar,
-    fgraph_from_model,
-    model_free_rv,
-    model_from_fgraph,
-    model_named,
-    model_observed_rv,
-)
+from pymc.model.fgraph import clone_model
 from pytensor.graph.basic import Constant, Variable
-from pytensor.graph.fg import FunctionGraph
-from pytensor.graph.traversal import ancestors
+from pytensor.graph.traversal import ancestors, toposort
 from pytensor.tensor.random.op import RandomVariable
 from pytensor.tensor.type_other import NoneTypeT
 
+from pytensor_mvn_rewrites.generative.densities import substituted
 from pytensor_mvn_rewrites.generative.loops import Loop, declined, find_loops
 from pytensor_mvn_rewrites.graph import Tensor
 from pytensor_mvn_rewrites.pipeline import Fired, record
@@ -116,16 +107,14 @@ def fuse_model(model: pm.Model, *, names: Sequence[str] | None = None) -> pm.Mod
     wanted = known if names is None else set(names)
     if unknown := wanted - known:
         raise ValueError(f"{sorted(unknown)} are no random variables of the model")
-    initial = {rv.name: value for rv, value in model.rvs_to_initial_values.items()}
-    fgraph = _fgraph_without_initial_values(model)
+    parts = Parts.of(model)
     fusions: dict[str, Fusion] = {}
     reasons: dict[str, str] = {}
-    while loop := _next_loop(fgraph, wanted.difference(reasons), reasons):
-        own_names = [str(rv.name) for rv in loop.members]
+    while loop := _next_loop(parts, wanted.difference(reasons)):
         try:
-            name, fusion = _fuse(fgraph, loop, initial)
+            name, fusion = _fuse(parts, loop)
         except Unfusable as reason:
-            reasons |= dict.fromkeys(own_names, str(reason))
+            reasons |= dict.fromkeys([str(rv.name) for rv in loop.members], str(reason))
             declined(loop.members, str(reason))
         else:
             fusions[name] = fusion
@@ -135,112 +124,179 @@ def fuse_model(model: pm.Model, *, names: Sequence[str] | None = None) -> pm.Mod
         first = sorted(left)[0]
         why = reasons.get(first, "there are no variables like it")
         raise ValueError(f"{first} cannot be fused: {why}")
-    fused = model_from_fgraph(fgraph, mutate_fgraph=True)
-    for rv in fused.free_RVs:
-        fused.set_initval(rv, initial.get(rv.name))
+    fused = parts.model()
     _fusions[fused] = fusions
     return fused
 
 
-def _fgraph_without_initial_values(model: pm.Model) -> FunctionGraph:
-    """PyMC refuses to convert models with initial values; they are put back afterwards."""
-    given = dict(model.rvs_to_initial_values)
-    try:
-        model.rvs_to_initial_values.update(dict.fromkeys(given))
-        return fgraph_from_model(model)[0]
-    finally:
-        model.rvs_to_initial_values.update(given)
+@dataclass
+class Part:
+    """A variable of a model: a random one has a value."""
+
+    var: Tensor
+    dims: tuple[str, ...] | None
+    value: Any = None
+    transform: Any = None
+    initial: Any = None
 
 
-def _next_loop(fgraph: FunctionGraph, names: set[str], reasons: dict[str, str]) -> Loop | None:
-    """A loop whose members depend on no other loop that can be fused."""
-    # in the order of the model
-    nodes = [out.owner for out in fgraph.outputs]
-    valued = [n for n in nodes if isinstance(n.op, ModelFreeRV | ModelObservedRV)]
-    wanted = [n for n in valued if n.op.name in names]
-    values = {
-        n.inputs[0]: n.inputs[1] if isinstance(n.op, ModelObservedRV) else None for n in valued
-    }
-    for node in valued:
-        node.inputs[0].name = node.op.name
-    known = stems([n.op.name for n in valued])
+@dataclass
+class Parts:
+    """What a model is made of, by name and in its order."""
+
+    free: dict[str, Part]
+    observed: dict[str, Part]
+    deterministics: dict[str, Part]
+    potentials: dict[str, Part]
+    data: dict[str, Part]
+    coords: dict[str, Any]
+    lengths: dict[str, Any]
+
+    @classmethod
+    def of(cls, model: pm.Model) -> "Parts":
+        """Those of `model`, which stays as it is."""
+
+        def parts(variables):
+            return {v.name: Part(v, model.named_vars_to_dims.get(v.name)) for v in variables}
+
+        free, observed = parts(model.free_RVs), parts(model.observed_RVs)
+        for part in (free | observed).values():
+            part.value = model.rvs_to_values[part.var]
+            part.transform = model.rvs_to_transforms.get(part.var)
+            part.initial = model.rvs_to_initial_values.get(part.var)
+        return cls(
+            free,
+            observed,
+            parts(model.deterministics),
+            parts(model.potentials),
+            parts(model.data_vars),
+            dict(model._coords),
+            dict(model._dim_lengths),
+        )
+
+    @property
+    def random(self) -> dict[str, Part]:
+        """The random variables."""
+        return self.free | self.observed
+
+    def replace(self, new: dict[Variable, Variable]) -> None:
+        """Put other variables in the place of some, in all that is computed from them."""
+        parts = [*self.random.values(), *self.deterministics.values(), *self.potentials.values()]
+        changed = set(new)
+        for node in toposort([part.var for part in parts]):
+            if not changed.isdisjoint(node.inputs):
+                changed.update(node.outputs)
+        kept = [part.var for part in parts if part.var not in changed]
+        parts = [part for part in parts if part.var in changed]
+        graphs = substituted([part.var for part in parts], new, kept) if parts else []
+        for part, var in zip(parts, graphs, strict=True):
+            var.name = part.var.name
+            part.var = var
+
+    def model(self) -> pm.Model:
+        """A model of these parts, which shares no data with that which they come from."""
+        model = pm.Model(model=None)
+        model._coords, model._dim_lengths = self.coords, self.lengths
+        for part in self.data.values():
+            model.data_vars.append(part.var)
+            model.add_named_variable(part.var, dims=part.dims)
+        kinds = [(model.free_RVs, self.free), (model.observed_RVs, self.observed)]
+        for variables, parts in kinds:
+            for part in parts.values():
+                variables.append(part.var)
+                model.create_value_var(
+                    part.var,
+                    transform=part.transform,
+                    default_transform=None,
+                    value_var=part.value,
+                )
+                if variables is model.free_RVs:
+                    model.set_initval(part.var, None)
+                model.add_named_variable(part.var, dims=part.dims)
+        kinds = [(model.deterministics, self.deterministics), (model.potentials, self.potentials)]
+        for variables, parts in kinds:
+            for part in parts.values():
+                variables.append(part.var)
+                model.add_named_variable(part.var, dims=part.dims)
+        model = clone_model(model)
+        for name, part in self.free.items():
+            model.set_initval(model[name], part.initial)
+        return model
+
+
+def _next_loop(parts: Parts, names: set[str]) -> Loop | None:
+    """The first loop among the variables of these names."""
+    random = parts.random
+    known = stems(list(random))
     loops = find_loops(
-        [n.inputs[0] for n in wanted],
-        values,
-        {n.inputs[0]: n.op.transform for n in valued},
-        valued={n.outputs[0] for n in nodes},
+        [part.var for name, part in random.items() if name in names],
+        {p.var: p.value if name in parts.observed else None for name, p in random.items()},
+        {p.var: p.transform for p in random.values()},
         kind=lambda name: known.get(str(name)),
         minimum=2,
         compressible=False,
     )
     # a model makes its variables before it uses them
-    position = {node.inputs[0]: k for k, node in enumerate(nodes)}
+    position = {part.var: k for k, part in enumerate(random.values())}
     return min(loops, key=lambda loop: position[loop.members[0]], default=None)
 
 
-def _fuse(fgraph: FunctionGraph, loop: Loop, initial: dict) -> tuple[str, Fusion]:
+def _fuse(parts: Parts, loop: Loop) -> tuple[str, Fusion]:
     """Put one variable in the place of a loop; returns its name."""
-    nodes = [_model_node(fgraph, rv) for rv in loop.members]
-    op, outputs = nodes[0].op, {node.outputs[0] for node in nodes}
-    names = tuple(node.op.name for node in nodes)
-    if len({(type(node.op), node.op.dims) for node in nodes}) > 1:
-        raise Unfusable("their dims differ, or only some of them are observed")
-    parts = [var for var in [*loop.batches, loop.value] if var is not None]
-    if not outputs.isdisjoint(ancestors([*parts, *loop.parameters])):
+    names = tuple(str(rv.name) for rv in loop.members)
+    first, members = parts.random[names[0]], [parts.random[name] for name in names]
+    is_free = names[0] in parts.free
+    if any((name in parts.free) != is_free for name in names):
+        raise Unfusable("only some of them are observed")
+    if len({part.dims for part in members}) > 1:
+        raise Unfusable("their dims differ")
+    if not set(loop.members).isdisjoint(ancestors([v for v in loop.batches if v is not None])):
         raise Unfusable("they depend on one another")
-    if not isinstance(loop.members[0].owner.op, RandomVariable):
+    if not isinstance(first.var.owner.op, RandomVariable):
         raise Unfusable("distributions of this kind have no batches")
-    if op.transform is not None and not isinstance(op.transform, BATCHABLE_TRANSFORMS):
-        raise Unfusable(f"the transform {op.transform} is not known to work on a batch")
-    start = _joint_initial_value([initial.get(name) for name in names])
+    if first.transform is not None and not isinstance(first.transform, BATCHABLE_TRANSFORMS):
+        raise Unfusable(f"the transform {first.transform} is not known to work on a batch")
+    start = _joint_initial_value([part.initial for part in members])
     base, labels = common_name(names)
-    taken = {out.name for out in fgraph.outputs} - set(names)
-    if not base or base in taken:
+    everything = {**parts.random, **parts.data, **parts.deterministics, **parts.potentials}
+    if not base or base in everything.keys() - set(names):
         raise Unfusable(f"the name {base!r} is taken" if base else "their names have no pattern")
 
-    dim = _loop_dim(fgraph, base, labels)
     index = None
     if loop.rows:
         # which member a row belongs to, for people and for the gathers
-        dim, member = f"{base}_row", f"{base}_member"
-        _add_dim(fgraph, dim, tuple(range(sum(loop.rows))))
-        index = model_named(pytensor.shared(loop.member_of_row, name=member), member, dim)
-    rv, own = _batched_rv(loop, index), nodes[0].inputs[1]
+        index = pytensor.shared(loop.member_of_row, name=f"{base}_member")
+    rv, own = _batched_rv(loop, index), first.value
     value: Any = loop.value
-    if isinstance(op, ModelFreeRV):
+    if is_free:
         value = own.type.clone(shape=(len(names), *own.type.shape))()
-        value.name = base if op.transform is None else f"{base}_{op.transform.name}__"
+        value.name = base if first.transform is None else f"{base}_{first.transform.name}__"
     elif value is None:
         value = pt.alloc(own, len(names), *own.shape)
         value = pt.constant(value.eval()) if isinstance(own, Constant) else value
-    dims = (dim, *(op.dims or _core_dims(fgraph, base, rv))[-(rv.type.ndim - 1) :])
-    dims = dims if rv.type.ndim > 1 else (dim,)
+    core = tuple(first.dims or ())[bool(loop.rows) :] or _core_dims(parts, base, rv)
+    dim = _loop_dim(parts, base, labels, loop.rows)
     rv.name = base
-    make = model_free_rv if isinstance(op, ModelFreeRV) else model_observed_rv
-    transform = (op.transform,) if isinstance(op, ModelFreeRV) else ()
-    new = make(rv, _of_dtype(value, rv), *transform, base, *dims)
+    if index is not None:
+        parts.data[index.name] = Part(index, (dim,))
+    own_parts = parts.free if is_free else parts.observed
+    new = Part(rv, (dim, *core), _of_dtype(value, rv), first.transform, start)
+    kept = {name: part for name, part in own_parts.items() if name not in names}
+    before = [name for name in own_parts if name in names or name in kept]
+    own_parts.clear()
+    for name in before:
+        own_parts |= {name: kept[name]} if name in kept else {base: new}
 
-    stops = np.cumsum(loop.rows).tolist() if loop.rows else []
-    for k, node in enumerate(nodes):
-        [old] = node.outputs
-        if len(fgraph.clients[old]) > 1:
-            part: Tensor = new[stops[k] - loop.rows[k] : stops[k]] if loop.rows else new[k]
-            fgraph.replace(old, old.type.filter_variable(part), import_missing=True)
-    gone = set(nodes)
-    for position in reversed(range(len(fgraph.outputs))):
-        owner = fgraph.outputs[position].owner
-        if owner in gone or (owner is not None and not isinstance(owner.op, ModelVar)):
-            fgraph.remove_output(position)
-    for var in (index, new):
-        if var is not None:
-            fgraph.add_output(var, import_missing=True)
-    initial[base] = start
+    bounds = np.cumsum([0, *(loop.rows or ())]).tolist()
+    parts.replace(
+        {
+            old: old.type.filter_variable(
+                rv[bounds[k] : bounds[k + 1]] if loop.rows else rv[k], allow_convert=True
+            )
+            for k, old in enumerate(loop.members)
+        }
+    )
     return base, Fusion(names, dim, tuple(loop.rows) if loop.rows else None)
-
-
-def _model_node(fgraph: FunctionGraph, rv: Variable):
-    [node] = {c for c, _ in fgraph.clients[rv] if isinstance(c.op, ModelVar)}
-    return node
 
 
 def _of_dtype(value: Variable, rv: Variable) -> Variable:
@@ -329,32 +385,34 @@ def commonprefix(names: Sequence[str]) -> str:
     return first if length is None else first[:length]
 
 
-def _loop_dim(fgraph, base: str, labels: tuple) -> str:
-    """The dimension of the members; loops with the same labels share it."""
-    for name, known in fgraph._coords.items():
+def _loop_dim(parts: Parts, base: str, labels: tuple, rows: Sequence[int] | None) -> str:
+    """The dimension of the members, which loops with the same labels share, or of their rows."""
+    if rows:
+        return _add_dim(parts, f"{base}_row", tuple(range(sum(rows))))
+    for name, known in parts.coords.items():
         if name.endswith("_loop") and known == labels:
             return name
-    _add_dim(fgraph, f"{base}_loop", labels)
-    return f"{base}_loop"
+    return _add_dim(parts, f"{base}_loop", labels)
 
 
-def _core_dims(fgraph, base: str, rv: Tensor) -> tuple[str, ...]:
+def _core_dims(parts: Parts, base: str, rv: Tensor) -> tuple[str, ...]:
     """Dims for the other axes of a variable without dims: PyMC names all or none."""
-    names = [f"{base}_dim_{axis}" for axis in range(1, rv.type.ndim)]
-    for axis, name in enumerate(names, start=1):
-        length = rv.type.shape[axis]
-        if length is None:
-            raise Unfusable("the length of one of their dimensions is not known")
-        _add_dim(fgraph, name, tuple(range(length)))
-    return tuple(names)
+    lengths = rv.type.shape[1:]
+    if None in lengths:
+        raise Unfusable("the length of one of their dimensions is not known")
+    return tuple(
+        _add_dim(parts, f"{base}_dim_{axis}", tuple(range(length)))
+        for axis, length in enumerate(lengths, start=1)
+    )
 
 
-def _add_dim(fgraph, name: str, values: tuple) -> None:
+def _add_dim(parts: Parts, name: str, values: tuple) -> str:
     """Add a dimension with a coordinate, as ``pm.Model.add_coord`` does."""
-    if name in fgraph._dim_lengths:
+    if name in parts.lengths:
         raise Unfusable(f"the dimension {name!r} is taken")
-    fgraph._coords[name] = values
-    fgraph._dim_lengths[name] = pytensor.shared(np.asarray(len(values)), name=name)
+    parts.coords[name] = values
+    parts.lengths[name] = pytensor.shared(np.asarray(len(values)), name=name)
+    return name
 
 
 def unfuse(data, model: pm.Model):
