@@ -5,6 +5,7 @@ import pymc as pm
 import pytensor
 import pytensor.tensor as pt
 import pytest
+from pymc.model_graph import ModelGraph
 
 import pytensor_mvn_rewrites as mvn
 from pytensor_mvn_rewrites import fuse_model, unfuse
@@ -103,6 +104,18 @@ def test_coordinates():
     # the user's model is left alone
     assert "mean_north" in model.named_vars
     assert "mean_loop" not in model.coords
+
+
+def test_picture():
+    """One node in one plate, where the loop has one for each member."""
+
+    def drawn(model):
+        plates = ModelGraph(model).get_plates()
+        return sorted(node.var.name for plate in plates for node in plate.variables)
+
+    model = model_of(mvnormals)
+    assert drawn(model) == ["L", "mu", *(f"x_{n}" for n in range(N))]
+    assert drawn(fuse_model(model)) == ["L", "mu", "x"]
 
 
 def test_rows_know_their_member():
