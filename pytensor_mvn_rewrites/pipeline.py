@@ -57,6 +57,8 @@ WHOLE_GRAPH_ORDER = (
     "constant_rows_are_compressed",
     # terms that look different only because they were not merged would go into different packs
     "merge_duplicates",
+    # its batch is what the next rules look through
+    "maps_are_batched",
     "reroll_outputs",
     # before the rules that would take those groups that have equally many rows
     "join_ragged_rows",

@@ -1,6 +1,7 @@
 """Batching one node: PyTensor's ``_vectorize_node``, minus what it does badly in a log-density."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pytensor.tensor as pt
@@ -200,7 +201,7 @@ def _inner_graph(node, batched, count: int) -> list[Variable]:
 def vectorize_outputs(
     outputs: Sequence[Variable],
     batched: Mapping[Variable, Variable],
-    count: int,
+    count: Any,
     blockers: Iterable[Variable] = (),
 ) -> list[Variable]:
     """Batch a graph node by node.
@@ -211,7 +212,7 @@ def vectorize_outputs(
         Of the graph of one term.
     batched : mapping
         The batched forms of its inputs.
-    count : int
+    count : int or tensor, shape ()
         Number of terms.
     blockers : iterable of Variable
         Where the graph ends.
