@@ -305,17 +305,20 @@ def logprob_graph(position: float):
     return register
 
 
-def derivation(wrap):
-    """Register a wrapper of the function by which models derive their log-densities.
+def derivation(name: str):
+    """Register a wrapper of a function by which ``pm.Model.logp`` derives log-densities.
 
     PyMC has no database for it: its rewrites see one node for each value, when each has cost its
     share already.
     """
     from pymc.model import core
 
-    RULES.setdefault("generative", {})[rule_name(wrap)] = wrap
-    core.transformed_conditional_logp = wrap(core.transformed_conditional_logp)
-    return wrap
+    def register(wrap):
+        RULES.setdefault("generative", {})[rule_name(wrap)] = wrap
+        setattr(core, name, wrap(getattr(core, name)))
+        return wrap
+
+    return register
 
 
 def activate() -> None:

@@ -23,9 +23,10 @@ from pytensor_mvn_rewrites.generative.loops import (
 from pytensor_mvn_rewrites.graph import Tensor
 from pytensor_mvn_rewrites.pipeline import Fired, derivation, record, warn_of_failure
 from pytensor_mvn_rewrites.reroll._vectorize import CannotBatch, vectorize_outputs
+from pytensor_mvn_rewrites.reroll.partial_sums import with_whole_sums
 
 
-@derivation
+@derivation("transformed_conditional_logp")
 def loops_of_random_variables(derive):
     r"""Wrap PyMC's ``transformed_conditional_logp``: one log-density for each loop.
 
@@ -51,6 +52,21 @@ def loops_of_random_variables(derive):
         return terms
 
     return transformed_conditional_logp
+
+
+@derivation("variadic_add")
+def sums_of_loops(add):
+    """Wrap the sum of a model's terms: the members of a loop, which are all of it, are one term.
+
+    So methods that take the gradient before the pre-gradient pass, such as ``pm.fit``, see one
+    density, too.
+    """
+
+    @wraps(add)
+    def variadic_add(*terms):
+        return add(*(with_whole_sums(terms) if is_active("generative") else terms))
+
+    return variadic_add
 
 
 def _terms(derive, rvs, rvs_to_values, rvs_to_transforms, kwargs) -> list[Variable] | None:

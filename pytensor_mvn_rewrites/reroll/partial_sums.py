@@ -1,6 +1,7 @@
 """Sums of the parts of one variable -> the sum of the variable."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from itertools import pairwise
 
 import pytensor.tensor as pt
@@ -30,22 +31,26 @@ def sums_of_parts_are_one_sum(fgraph):
         return
     replacements = []
     for node, terms in sums:
-        parts: dict[Variable, list[tuple[int, int, Variable]]] = defaultdict(list)
-        for term in terms:
-            if (found := part_of(term)) is not None:
-                x, start, stop = found
-                parts[x].append((start, stop, term))
-        wholes = {x: whole for x, own in parts.items() if (whole := joined(x, own)) is not None}
-        if not wholes:
+        total = with_whole_sums(terms)
+        if len(total) == len(terms):
             continue
         [old] = node.outputs
-        gone = {term for x in wholes for _, _, term in parts[x]}
-        total = [term for term in terms if term not in gone]
-        total += [whole.astype(old.type.dtype) for whole in wholes.values()]
-        new = pt.add(*total) if len(total) > 1 else total[0]
+        new = (pt.add(*total) if len(total) > 1 else total[0]).astype(old.type.dtype)
         new.name = old.name
         replacements.append((old, old.type.filter_variable(new)))
     fgraph.replace_all(replacements, reason="sums_of_parts_are_one_sum", import_missing=True)
+
+
+def with_whole_sums(terms: Sequence[Variable]) -> list[Tensor]:
+    """The terms of a sum, with one in place of all parts of a variable."""
+    parts: dict[Variable, list[tuple[int, int, Variable]]] = defaultdict(list)
+    for term in terms:
+        if (found := part_of(term)) is not None:
+            x, start, stop = found
+            parts[x].append((start, stop, term))
+    wholes = {x: whole for x, own in parts.items() if (whole := joined(x, own)) is not None}
+    gone = {term for x in wholes for _, _, term in parts[x]}
+    return [*(term for term in terms if term not in gone), *wholes.values()]
 
 
 def part_of(term: Tensor) -> tuple[Tensor, int, int] | None:

@@ -6,6 +6,7 @@ import pytensor
 import pytensor.tensor as pt
 import pytest
 from pytensor.graph.traversal import apply_ancestors
+from pytensor.tensor.subtensor import Subtensor
 
 import pytensor_mvn_rewrites as mvn
 from pytensor_mvn_rewrites.pipeline import Declined, Fired, recording
@@ -92,6 +93,14 @@ def test_size_does_not_grow(declare):
     """The sum is one density before the gradient is taken."""
     [logp] = rewritten([model_of(declare).logp()])
     assert len(list(apply_ancestors([logp]))) < 60
+
+
+@pytest.mark.parametrize("declare", [mvnormals, ragged_groups], ids=lambda d: d.__name__)
+def test_sum_before_any_rewrite(declare):
+    """``pm.fit`` takes the gradient of the log-density as it is derived."""
+    logp = model_of(declare).logp()
+    assert len(logp.owner.inputs) <= 5
+    assert not [v for v in logp.owner.inputs if isinstance(v.owner.inputs[0].owner_op, Subtensor)]
 
 
 def test_data_may_change(rng):
