@@ -170,8 +170,8 @@ class Parts:
             parts(model.deterministics),
             parts(model.potentials),
             parts(model.data_vars),
-            dict(model._coords),
-            dict(model._dim_lengths),
+            dict(model.coords),
+            dict(model.dim_lengths),
         )
 
     @property
@@ -196,7 +196,8 @@ class Parts:
     def model(self) -> pm.Model:
         """A model of these parts, which shares no data with that which they come from."""
         model = pm.Model(model=None)
-        model._coords, model._dim_lengths = self.coords, self.lengths
+        for name, length in self.lengths.items():
+            model.add_coord(name, self.coords.get(name), length=length)
         for part in self.data.values():
             model.data_vars.append(part.var)
             model.add_named_variable(part.var, dims=part.dims)
