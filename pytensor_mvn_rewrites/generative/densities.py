@@ -64,7 +64,12 @@ def sums_of_loops(add):
 
     @wraps(add)
     def variadic_add(*terms):
-        return add(*(with_whole_sums(terms) if is_active("generative") else terms))
+        if is_active("generative"):
+            try:
+                terms = with_whole_sums(terms)
+            except Exception as error:
+                warn_of_failure("sums_of_loops", error)
+        return add(*terms)
 
     return variadic_add
 

@@ -9,6 +9,8 @@ from pytensor.graph.traversal import apply_ancestors
 from pytensor.tensor.subtensor import Subtensor
 
 import pytensor_mvn_rewrites as mvn
+from pytensor_mvn_rewrites import RewriteFailedWarning, pipeline
+from pytensor_mvn_rewrites.generative import densities
 from pytensor_mvn_rewrites.pipeline import Declined, Fired, recording
 from tests.harness import REFERENCE_MODE, rewritten
 from tests.loop_models import LOOPS, N, data, model_of, mvnormals, ragged_groups
@@ -232,6 +234,25 @@ def test_a_draw_among_the_parameters_is_the_same_error():
         model.logp()
     with pytest.raises(ValueError, match="Random variables detected"):
         model.logp()
+
+
+@pytest.mark.parametrize("helper", ["find_loops", "with_whole_sums"])
+def test_a_failure_is_a_warning(helper, rng, monkeypatch):
+    """And the log-density is PyMC's."""
+
+    def fail(*args):
+        raise ZeroDivisionError
+
+    model = model_of(mvnormals)
+    monkeypatch.setattr(densities, helper, fail)
+    monkeypatch.setattr(pipeline, "_failed", set())
+    with pytest.warns(RewriteFailedWarning, match="ZeroDivisionError"):
+        logp = model.logp()
+    with mvn.disable():
+        expected = model.logp()
+    values = point(model, rng)
+    got, want = compiled(model, [logp, expected])(*values)
+    np.testing.assert_allclose(got, want, rtol=1e-12)
 
 
 def test_switched_off():
