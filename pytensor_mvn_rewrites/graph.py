@@ -1,18 +1,19 @@
 """Small predicates on graphs, and builders of what canonicalization would write."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytensor.tensor as pt
-from pytensor.graph.basic import Apply, Constant, Variable
+from pytensor.graph.basic import Apply, Constant, Variable, clone_get_equiv
 from pytensor.graph.fg import FunctionGraph
 from pytensor.graph.op import Op
 from pytensor.scalar.basic import Mul, Pow, Sqr
 from pytensor.tensor.basic import Alloc, ExtractDiag, Join
 from pytensor.tensor.blockwise import Blockwise
 from pytensor.tensor.elemwise import CAReduce, DimShuffle, Elemwise
+from pytensor.tensor.math import Dot
 from pytensor.tensor.shape import SpecifyShape, specify_shape
 from pytensor.tensor.subtensor import AdvancedSubtensor, Subtensor, indices_from_subtensor
 
@@ -244,6 +245,27 @@ def is_transpose_of(var, other) -> bool:
         case (DimShuffle(is_left_expanded_matrix_transpose=True), inner):
             return inner is other
     return False
+
+
+def gram_root(product: Variable) -> Tensor | None:
+    """The X of ``X @ X.mT`` or ``X.mT @ X``."""
+    match product.owner_op_and_inputs:
+        case (Dot() | Blockwise(Dot()), left, right):
+            if is_transpose_of(right, left):
+                return left
+            return right if is_transpose_of(left, right) else None
+    return None
+
+
+def substituted(
+    graphs: Sequence[Variable], new: Mapping[Variable, Variable], kept: Iterable[Variable]
+) -> list[Variable]:
+    """Copies of graphs with other variables in place of some; what is `kept` is not copied."""
+    if not new:
+        return list(graphs)
+    memo: dict[Any, Any] = dict(new)
+    clone_get_equiv([*new, *kept], graphs, copy_inputs=False, copy_orphans=False, memo=memo)
+    return [memo[graph] for graph in graphs]
 
 
 def static_size(matrix: Tensor) -> int | None:

@@ -1,13 +1,11 @@
 """Log-densities of loops: PyMC derives one, and that is batched."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection
 from functools import wraps
-from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from pymc.logprob.utils import replace_rvs_by_values
-from pytensor.graph.basic import Apply, Constant, Variable, clone_get_equiv
+from pytensor.graph.basic import Apply, Constant, Variable
 from pytensor.graph.traversal import ancestors
 
 from pytensor_mvn_rewrites._upstream import _find_unallowed_rvs_in_graph
@@ -18,9 +16,10 @@ from pytensor_mvn_rewrites.generative.loops import (
     find_loops,
     is_tensor,
     one_row,
+    places,
     with_parameters,
 )
-from pytensor_mvn_rewrites.graph import Tensor
+from pytensor_mvn_rewrites.graph import Tensor, substituted
 from pytensor_mvn_rewrites.pipeline import Fired, derivation, record, warn_of_failure
 from pytensor_mvn_rewrites.reroll._vectorize import CannotBatch, vectorize_outputs
 from pytensor_mvn_rewrites.reroll.partial_sums import with_whole_sums
@@ -138,10 +137,8 @@ def density_of_loop(
         # PyMC wants to know more of a parameter, or says what is wrong with the model
         raise CannotBatch(str(error)) from error
     batched = {var: new for var, new in zip(own, batches, strict=True) if new is not None}
-    [density] = vectorize_outputs([logp], batched, len(loop.member_of_row))
-    # of what is batched the shapes are left, which are those of the first member
-    first_own = {a: b for a, b in zip(own, originals, strict=True) if a is not b}
-    [density] = substituted([density], first_own, rvs)
+    first_term = {a: b for a, b in zip(own, originals, strict=True) if a is not b}
+    [density] = vectorize_outputs([logp], batched, len(loop.member_of_row), rvs, first_term)
     return density
 
 
@@ -154,19 +151,18 @@ def members_of(density: Tensor, loop: Loop) -> list[Variable]:
     """``density[0], density[1], ...``, made by hand: there are thousands of them."""
     node = density[1:2].owner if loop.rows else density[1].owner
     [old] = node.outputs
-    bounds: Iterable[tuple[int, ...]] = ((k,) for k in range(len(loop.members)))
-    if loop.rows:
-        bounds = pairwise([0, *np.cumsum(loop.rows).tolist()])
 
-    def part(*numbers: int) -> Variable:
+    def part(place: int | slice) -> Variable:
+        numbers, shape = [place], old.type.shape
+        if isinstance(place, slice):
+            numbers, shape = [place.start, place.stop], (place.stop - place.start,)
         index = [
             type(own)(own.type, np.asarray(number, dtype=own.type.dtype))
             for own, number in zip(node.inputs[1:], numbers, strict=True)
         ]
-        shape = (numbers[1] - numbers[0],) if loop.rows else old.type.shape
         return Apply(node.op, [density, *index], [old.type.clone(shape=shape)()]).outputs[0]
 
-    return [part(*own) for own in bounds]
+    return [part(place) for place in places(len(loop.members), loop.rows)]
 
 
 def _rest(derive, rvs, members, rvs_to_values, rvs_to_transforms, kwargs) -> dict:
@@ -185,14 +181,3 @@ def _rest(derive, rvs, members, rvs_to_values, rvs_to_transforms, kwargs) -> dic
     )
     terms = substituted(terms, {new: old for old, new in stand_ins.items()}, rvs_to_values)
     return dict(zip(rvs, terms, strict=True))
-
-
-def substituted(
-    graphs: Sequence[Variable], new: Mapping[Variable, Variable], kept: Iterable[Variable]
-) -> list[Variable]:
-    """Copies of graphs with other variables in place of some; what is `kept` is not copied."""
-    if not new:
-        return list(graphs)
-    memo: dict[Any, Any] = dict(new)
-    clone_get_equiv([*new, *kept], graphs, copy_inputs=False, copy_orphans=False, memo=memo)
-    return [memo[graph] for graph in graphs]

@@ -19,9 +19,8 @@ from pytensor.graph.traversal import ancestors, toposort
 from pytensor.tensor.random.op import RandomVariable
 from pytensor.tensor.type_other import NoneTypeT
 
-from pytensor_mvn_rewrites.generative.densities import substituted
-from pytensor_mvn_rewrites.generative.loops import Loop, declined, find_loops
-from pytensor_mvn_rewrites.graph import Tensor
+from pytensor_mvn_rewrites.generative.loops import Loop, declined, find_loops, places
+from pytensor_mvn_rewrites.graph import Tensor, substituted
 from pytensor_mvn_rewrites.pipeline import Fired, record
 
 #: Transforms that work along the last axes, or on each number, whatever axes come before.
@@ -198,23 +197,19 @@ class Parts:
         model = pm.Model(model=None)
         for name, length in self.lengths.items():
             model.add_coord(name, self.coords.get(name), length=length)
-        for part in self.data.values():
-            model.data_vars.append(part.var)
-            model.add_named_variable(part.var, dims=part.dims)
-        kinds = [(model.free_RVs, self.free), (model.observed_RVs, self.observed)]
-        for variables, parts in kinds:
-            for part in parts.values():
-                variables.append(part.var)
-                model.create_value_var(
-                    part.var,
-                    transform=part.transform,
-                    default_transform=None,
-                    value_var=part.value,
-                )
-                if variables is model.free_RVs:
-                    model.set_initval(part.var, None)
-                model.add_named_variable(part.var, dims=part.dims)
-        kinds = [(model.deterministics, self.deterministics), (model.potentials, self.potentials)]
+        for part in self.random.values():
+            model.create_value_var(
+                part.var, transform=part.transform, default_transform=None, value_var=part.value
+            )
+        for part in self.free.values():
+            model.set_initval(part.var, None)
+        kinds = [
+            (model.data_vars, self.data),
+            (model.free_RVs, self.free),
+            (model.observed_RVs, self.observed),
+            (model.deterministics, self.deterministics),
+            (model.potentials, self.potentials),
+        ]
         for variables, parts in kinds:
             for part in parts.values():
                 variables.append(part.var)
@@ -228,12 +223,11 @@ class Parts:
 def _next_loop(parts: Parts, names: set[str]) -> Loop | None:
     """The first loop among the variables of these names."""
     random = parts.random
-    known = stems(list(random))
     loops = find_loops(
         [part.var for name, part in random.items() if name in names],
         {p.var: p.value if name in parts.observed else None for name, p in random.items()},
         {p.var: p.transform for p in random.values()},
-        kind=lambda name: known.get(str(name)),
+        kind=stems(list(random)),
         minimum=2,
         compressible=False,
     )
@@ -282,20 +276,15 @@ def _fuse(parts: Parts, loop: Loop) -> tuple[str, Fusion]:
         parts.data[index.name] = Part(index, (dim,))
     own_parts = parts.free if is_free else parts.observed
     new = Part(rv, (dim, *core), _of_dtype(value, rv), first.transform, start)
-    kept = {name: part for name, part in own_parts.items() if name not in names}
-    before = [name for name in own_parts if name in names or name in kept]
+    # in the place of the first of them
+    before = dict(own_parts)
     own_parts.clear()
-    for name in before:
-        own_parts |= {name: kept[name]} if name in kept else {base: new}
+    for name, part in before.items():
+        own_parts.update({base: new} if name in names else {name: part})
 
-    bounds = np.cumsum([0, *(loop.rows or ())]).tolist()
+    members_of = zip(loop.members, places(len(names), loop.rows), strict=True)
     parts.replace(
-        {
-            old: old.type.filter_variable(
-                rv[bounds[k] : bounds[k + 1]] if loop.rows else rv[k], allow_convert=True
-            )
-            for k, old in enumerate(loop.members)
-        }
+        {old: old.type.filter_variable(rv[place], allow_convert=True) for old, place in members_of}
     )
     return base, Fusion(names, dim, tuple(loop.rows) if loop.rows else None)
 
@@ -452,10 +441,9 @@ def _unfuse_dataset(data, fusions: dict[str, Fusion]):
         if fusion is None or fusion.dim not in array.dims:
             variables[name] = array
             continue
-        bounds = np.cumsum([0, *(fusion.rows or ())])
-        for k, own in enumerate(fusion.names):
-            part = slice(bounds[k], bounds[k + 1]) if fusion.rows else k
-            member = array.isel({fusion.dim: part}, drop=True)
+        own_places = places(len(fusion.names), fusion.rows)
+        for own, place in zip(fusion.names, own_places, strict=True):
+            member = array.isel({fusion.dim: place}, drop=True)
             if fusion.rows:
                 member = member.drop_vars(fusion.dim, errors="ignore")
                 member = member.rename({fusion.dim: f"{own}_dim_0"})

@@ -1,8 +1,9 @@
 """Loops of random variables: N alike ones, found before PyMC derives N log-densities."""
 
 import math
-from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from types import FunctionType
 from typing import Any
 
@@ -12,6 +13,7 @@ from pymc.distributions.distribution import SymbolicRandomVariable
 from pymc.logprob.abstract import MeasurableOp
 from pymc.logprob.transforms import Transform
 from pytensor.graph.basic import Apply, Constant, Variable
+from pytensor.graph.traversal import toposort
 from pytensor.tensor.random.op import RandomVariable, RNGConsumerOp
 from pytensor.tensor.type import TensorType
 from pytensor.tensor.type_other import NoneConst
@@ -61,13 +63,20 @@ class Loop:
         return f"{len(self.members)} variables like {self.members[0].name}"
 
 
+def places(count: int, rows: Sequence[int] | None) -> list[int] | list[slice]:
+    """Where each member of a loop is in what holds all of them, or all of their rows."""
+    if rows is None:
+        return list(range(count))
+    stops = np.cumsum([0, *rows]).tolist()
+    return [slice(*bounds) for bounds in pairwise(stops)]
+
+
 def find_loops(
     rvs: Sequence[Variable],
     rvs_to_values: Mapping[Variable, Variable | None],
     rvs_to_transforms: Mapping[Variable, Transform | None],
     *,
-    valued: Collection[Variable] | None = None,
-    kind: Callable[[str | None], Any] | None = None,
+    kind: Mapping[Any, str] | None = None,
     minimum: int = MIN_MEMBERS,
     compressible: bool = True,
 ) -> list[Loop]:
@@ -82,35 +91,33 @@ def find_loops(
         Where to look.
     rvs_to_values, rvs_to_transforms : mapping
         Of all random variables of the model. The values may be None: then they do not count.
-    valued : collection of Variable, optional
-        The variables of the model that parameters are computed from, if not `rvs_to_values`.
-    kind : callable, optional
+    kind : mapping, optional
         From a name to what is equal for the members of one loop.
     minimum : int
         The number of members that make a loop.
     compressible : bool
         Whether constant rows are taken together because there are many of them.
     """
-    valued = set(rvs_to_values if valued is None else valued)
+    valued, kind = set(rvs_to_values), kind or {}
     single = [
-        rv
-        for rv in rvs
-        if is_draw(rv) and sum(out in rvs_to_values for out in rv.owner.outputs) == 1
+        rv for rv in rvs if is_draw(rv) and sum(out in valued for out in rv.owner.outputs) == 1
     ]
+    if len(single) < minimum:
+        return []
 
     def surface(rv):
-        value = rvs_to_values[rv]
-        own = (None if value is None else value.type, kind and kind(rv.name))
-        return (_surface(rv, valued), *own, identity(rvs_to_transforms.get(rv)))
+        value, transform = rvs_to_values[rv], identity(rvs_to_transforms.get(rv))
+        value_type = None if value is None else value.type
+        return (_surface(rv, valued), value_type, kind.get(rv.name), transform)
 
-    def rows(rv):
-        found = _rows(rv, rvs_to_values[rv], rvs_to_transforms.get(rv))
-        return found and (*found, kind and kind(rv.name))
-
-    in_rows = [rv for rv in single if rows(rv) is not None]
+    in_rows = {
+        rv: (found, kind.get(rv.name))
+        for rv in single
+        if (found := _rows(rv, rvs_to_values[rv], rvs_to_transforms.get(rv))) is not None
+    }
     row_groups = [
         group
-        for group in group_by(in_rows, rows)
+        for group in group_by(list(in_rows), in_rows.__getitem__)
         if len(group) >= minimum and are_rows([rvs_to_values[rv] for rv in group], compressible)
     ]
     taken = {rv for group in row_groups for rv in group}
@@ -154,6 +161,11 @@ def is_draw(var: Variable) -> bool:
     )
 
 
+def is_part(var: Variable, valued: Container[Variable]) -> bool:
+    """Whether `var` is a draw that has no value: a part of another distribution."""
+    return is_draw(var) and var not in valued
+
+
 def parameters_of(rv: Variable, valued: Container[Variable]) -> list[Variable]:
     """What the node of a random variable takes in.
 
@@ -162,8 +174,7 @@ def parameters_of(rv: Variable, valued: Container[Variable]) -> list[Variable]:
     """
     parameters: list[Variable] = []
     for inp in rv.owner.inputs:
-        is_part = is_draw(inp) and inp not in valued
-        parameters += parameters_of(inp, valued) if is_part else [inp]
+        parameters += parameters_of(inp, valued) if is_part(inp, valued) else [inp]
     return parameters
 
 
@@ -179,9 +190,7 @@ def with_parameters(
     """The random variable with other parameters, of the same types and in the same order."""
     node = rv.owner
     inputs = [
-        with_parameters(inp, parameters, valued)
-        if is_draw(inp) and inp not in valued
-        else next(parameters)
+        with_parameters(inp, parameters, valued) if is_part(inp, valued) else next(parameters)
         for inp in node.inputs
     ]
     new = Apply(node.op, inputs, [out.type() for out in node.outputs])
@@ -193,7 +202,7 @@ def _surface(rv: Variable, valued: Container[Variable]) -> tuple:
     node = rv.owner
     inputs = [
         _surface(inp, valued)
-        if is_draw(inp) and inp not in valued
+        if is_part(inp, valued)
         else inp.signature()
         if fixed and isinstance(inp, Constant)
         else inp.type
@@ -212,8 +221,7 @@ def _is_fixed(node: Apply) -> list[bool]:
 def _fixed_parameters(rv: Variable, valued: Container[Variable]) -> list[bool]:
     fixed = []
     for inp, own in zip(rv.owner.inputs, _is_fixed(rv.owner), strict=True):
-        is_part = is_draw(inp) and inp not in valued
-        fixed += _fixed_parameters(inp, valued) if is_part else [own]
+        fixed += _fixed_parameters(inp, valued) if is_part(inp, valued) else [own]
     return fixed
 
 
@@ -224,7 +232,7 @@ def shared_by_rows(rv: Variable) -> list[Variable]:
     return [without_leading_ones(var, core) for var, core in parameters]
 
 
-def _rows(rv: Variable, value: Variable, transform: Transform | None) -> tuple | None:
+def _rows(rv: Variable, value: Variable | None, transform: Transform | None) -> tuple | None:
     """Equal for variables that differ in their parameters, and in how many rows share them."""
     op = rv.owner.op
     if not isinstance(op, RandomVariable) or rv.type.ndim != op.ndim_supp + 1:
@@ -298,16 +306,8 @@ def join_rows(values: Sequence[Variable]) -> Variable:
 
 def draws(var: Variable, valued: Collection[Variable]) -> bool:
     """Whether `var` is computed from a draw that is not `valued`."""
-    pending, seen = [var], set()
-    while pending:
-        var = pending.pop()
-        if var in seen or var in valued or var.owner is None:
-            continue
-        if isinstance(var.owner.op, RNGConsumerOp | MeasurableOp):
-            return True
-        seen.add(var)
-        pending += var.owner.inputs
-    return False
+    nodes = toposort([var], blockers=valued)
+    return any(isinstance(node.op, RNGConsumerOp | MeasurableOp) for node in nodes)
 
 
 def declined(members: Sequence[Variable], reason: str) -> Any:

@@ -57,7 +57,7 @@ def _batch_of_split(pack, node) -> Variable | None:
     whole, total = node.inputs[0], sum(lengths)
     if whole.type.shape[axis] is None:
         # a Split raises if it does not split everything, which a slice would not notice
-        whole = _specify_length(whole, total, axis)
+        whole = specify_length(whole, total, axis)
     if whole.type.shape[axis] != total:
         return None
     count, length = len(pack), lengths[first]
@@ -121,7 +121,7 @@ def _batch_of_basic(source, idx_list, table: np.ndarray) -> Variable | None:
             position = sum(isinstance(entry, slice) for entry in idx_list[:axis])
             batch = pt.moveaxis(batch, position, 0)
             # a shorter source must fail, as indexing it did
-            batch = batch if batch.type.shape[0] == count else _specify_length(batch, count)
+            batch = batch if batch.type.shape[0] == count else specify_length(batch, count)
             return batch[::-1] if backwards else batch
     if not varying_slices:
         for axis, column in int_axes.items():
@@ -185,7 +185,8 @@ def _index_first(source, indices, int_axes: Sequence[int]) -> TensorVariable:
     return pt.moveaxis(batch, int_axes[0], 0) if adjacent and int_axes[0] else batch
 
 
-def _specify_length(x, length: int, axis: int = 0) -> TensorVariable:
+def specify_length(x, length, axis: int = 0) -> TensorVariable:
+    """`x`, whose axis must have this length when the graph runs."""
     # not None where a length is unknown: PyTensor's local_subtensor_SpecifyShape_lift fails on it
     shape = [x.shape[i] if known is None else known for i, known in enumerate(x.type.shape)]
     shape[axis] = length

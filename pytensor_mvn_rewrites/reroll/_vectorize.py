@@ -1,6 +1,6 @@
 """Batching one node: PyTensor's ``_vectorize_node``, minus what it does badly in a log-density."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from pytensor.tensor.subtensor import (
 from pytensor.tensor.type import TensorType
 
 from pytensor_mvn_rewrites._upstream import _vectorize_node
-from pytensor_mvn_rewrites.graph import is_mask
+from pytensor_mvn_rewrites.graph import is_mask, substituted
 from pytensor_mvn_rewrites.ops.check import batched_check
 from pytensor_mvn_rewrites.ops.gaussian import FusedOp
 
@@ -202,7 +202,8 @@ def vectorize_outputs(
     outputs: Sequence[Variable],
     batched: Mapping[Variable, Variable],
     count: Any,
-    blockers: Iterable[Variable] = (),
+    blockers: Collection[Variable] = (),
+    first_term: Mapping[Variable, Variable] | None = None,
 ) -> list[Variable]:
     """Batch a graph node by node.
 
@@ -214,8 +215,10 @@ def vectorize_outputs(
         The batched forms of its inputs.
     count : int or tensor, shape ()
         Number of terms.
-    blockers : iterable of Variable
-        Where the graph ends.
+    blockers : collection of Variable
+        Where the graph ends, and what the batched forms are computed from.
+    first_term : mapping
+        Where inputs only stand for those of a term: those of the first. Its shapes are everybody's.
 
     Raises
     ------
@@ -231,4 +234,4 @@ def vectorize_outputs(
             known.update({own: new for own, new in pairs if new is not own})
     if not all(out in known for out in outputs):
         raise CannotBatch("an output does not depend on what is batched")
-    return [known[out] for out in outputs]
+    return substituted([known[out] for out in outputs], first_term or {}, blockers)

@@ -1,6 +1,5 @@
 """Scans without recurrence: what each step computes, computed for all steps at once."""
 
-import pytensor.tensor as pt
 from pytensor.graph.basic import Apply, Variable
 from pytensor.graph.traversal import toposort
 from pytensor.scan.op import Scan
@@ -9,6 +8,7 @@ from pytensor.tensor.random.op import RNGConsumerOp
 from pytensor_mvn_rewrites.graph import Tensor
 from pytensor_mvn_rewrites.pipeline import Declined, Fired, record, reroll
 from pytensor_mvn_rewrites.proofs.constants import scalar_constant
+from pytensor_mvn_rewrites.reroll._indexing import specify_length
 from pytensor_mvn_rewrites.reroll._packs import holds_random_variables
 from pytensor_mvn_rewrites.reroll._signature import is_anchor
 from pytensor_mvn_rewrites.reroll._vectorize import CannotBatch, vectorize_outputs
@@ -41,10 +41,12 @@ def maps_are_batched(fgraph):
             continue
         replacements += zip(node.outputs, outputs, strict=True)
         record(Fired("reroll", "maps_are_batched", str(node.op)))
-    for old, new in replacements:
-        fgraph.replace(
-            old, old.type.filter_variable(new), reason="maps_are_batched", import_missing=True
-        )
+    # the last first: its sequences are computed from the others
+    fgraph.replace_all(
+        [(old, old.type.filter_variable(new)) for old, new in reversed(replacements)],
+        reason="maps_are_batched",
+        import_missing=True,
+    )
 
 
 def batched_map(node: Apply[Scan]) -> list[Variable]:
@@ -59,7 +61,8 @@ def batched_map(node: Apply[Scan]) -> list[Variable]:
     carried = info.n_mit_mot + info.n_mit_sot + info.n_sit_sot + info.n_untraced_sit_sot
     if carried or info.as_while or not info.n_seqs:
         raise CannotBatch("it carries something from step to step, or stops early")
-    n_steps, *inputs = node.inputs
+    inputs: list[Tensor] = list(node.inputs)
+    n_steps, *inputs = inputs
     sequences, inputs = inputs[: info.n_seqs], inputs[info.n_seqs :]
     lengths, others = inputs[: info.n_nit_sot], inputs[info.n_nit_sot :]
     if any(not is_same_number(length, n_steps) for length in lengths):
@@ -67,14 +70,15 @@ def batched_map(node: Apply[Scan]) -> list[Variable]:
     inner = node.op.fgraph
     of_a_step = [var.type() for var in inner.inputs[: info.n_seqs]]
     outputs = inner.bind(dict(zip(inner.inputs, [*of_a_step, *others], strict=True)))
-    blockers = [*of_a_step, *others]
-    if any(isinstance(step.op, RNGConsumerOp) for step in toposort(outputs, blockers=blockers)):
+    if any(isinstance(step.op, RNGConsumerOp) for step in toposort(outputs, blockers=others)):
         raise CannotBatch("it draws random numbers")
     batched = {
         step: first_entries(sequence, n_steps)
         for step, sequence in zip(of_a_step, sequences, strict=True)
     }
-    return vectorize_outputs(outputs, batched, n_steps, blockers=others)
+    first = {step: sequence[0] for step, sequence in zip(of_a_step, sequences, strict=True)}
+    blockers = [*sequences, *others, n_steps]
+    return vectorize_outputs(outputs, batched, n_steps, blockers, first)
 
 
 def is_same_number(one: Tensor, other: Tensor) -> bool:
@@ -88,6 +92,4 @@ def first_entries(sequence: Tensor, n_steps: Tensor) -> Tensor:
     length = scalar_constant(n_steps)
     if length is not None and sequence.type.shape[0] == length:
         return sequence
-    part = sequence[:n_steps]
-    shape = [part.shape[i] if known is None else known for i, known in enumerate(part.type.shape)]
-    return pt.specify_shape(part, [n_steps, *shape[1:]])
+    return specify_length(sequence[:n_steps], n_steps)

@@ -16,6 +16,7 @@ from tests.harness import REFERENCE_MODE, assert_close, assert_leaves, rewritten
 
 L = pt.tensor3("L", shape=(5, 3, 3))
 ragged = pt.tensor3("ragged", shape=(None, 3, 3))
+square = pt.tensor3("square", shape=(None, None, None))
 s = pt.vector("s", shape=(5,))
 A = pt.matrix("A", shape=(3, 3))
 eye = np.eye(3)
@@ -38,6 +39,8 @@ MAPS = {
     "the shorter one counts": scan(lambda x, y: gram(x) + y @ y.T, [L, ragged]),
     "indexed, and set": scan(lambda x: pt.set_subtensor(gram(x)[0, 0], 9.0), [L]),
     "backwards": scan(gram, [L], go_backwards=True),
+    "shapes of a step": scan(lambda x: x @ x.T + pt.eye(x.shape[0]), [square]),
+    "one after the other": scan(lambda x: x + eye, [scan(gram, [L])]),
     "a map": pytensor.map(gram, [L], return_updates=False),
 }
 
@@ -56,6 +59,7 @@ def test_map(name, rng):
     graph = density(MAPS[name])
     assert holds_scan(graph)
     values = {L: rng.normal(size=(5, 3, 3)), ragged: rng.normal(size=(4, 3, 3))}
+    values |= {square: rng.normal(size=(4, 3, 3))}
     values |= {s: rng.normal(size=5), A: rng.normal(size=(3, 3))}
     inputs = [var for var in values if var in set(ancestors([graph]))]
     want = pytensor.function(inputs, [graph, *pt.grad(graph, inputs)], mode=REFERENCE_MODE)
