@@ -20,8 +20,6 @@ from pytensor_mvn_rewrites.logprob import FusedMvNormalRV, FusedPrecisionMvNorma
 from pytensor_mvn_rewrites.pipeline import IR_END, IR_START, logprob_graph
 from pytensor_mvn_rewrites.proofs.declared import NARROW, NARROW_RATIO, is_declared
 
-FUSED = (FusedMvNormalRV, FusedPrecisionMvNormalRV)
-
 
 @logprob_graph(IR_START)
 def note_declarations(fgraph):
@@ -63,7 +61,8 @@ def declared_facts(fgraph) -> dict[Variable, dict[AssumptionKey, FactState]]:
 
 def narrow_parameters(fgraph) -> Iterator[Variable]:
     """Matrices of parameters that have few columns with the present lengths of the `dims`."""
-    if not any(isinstance(node.op, FUSED) for node in fgraph.apply_nodes):
+    normals = FusedMvNormalRV | FusedPrecisionMvNormalRV
+    if not any(isinstance(node.op, normals) for node in fgraph.apply_nodes):
         return
     for node in list(fgraph.apply_nodes):
         match node.op, node.inputs[0].owner_op_and_inputs if node.inputs else ():

@@ -15,7 +15,7 @@ from pytensor.tensor.linalg.inverse import MatrixInverse
 from pytensor.tensor.linalg.products import KroneckerProduct
 from pytensor.tensor.math import Dot
 
-from pytensor_mvn_rewrites.graph import core_op, is_transpose_of, stacks_of
+from pytensor_mvn_rewrites.graph import core_op, gram_root, stacks_of
 from pytensor_mvn_rewrites.proofs.declared import is_declared
 from pytensor_mvn_rewrites.proofs.diagonals import diagonal_of
 from pytensor_mvn_rewrites.proofs.positivity import is_positive
@@ -66,12 +66,10 @@ def definiteness(fgraph: FunctionGraph, matrix: Variable) -> Definiteness:
             return _definiteness_of_product(fgraph, inputs)
         case (DimShuffle(is_left_expanded_matrix_transpose=True), inner):
             return definiteness(fgraph, inner)
-        case (Dot() | Blockwise(Dot()), left, right):
-            for one, other in ((left, right), (right, left)):
-                if is_transpose_of(other, one):
-                    # a Cholesky factor has full rank, or the product is NaN
-                    has_full_rank = isinstance(core_op(one.owner_op), Cholesky)
-                    return Definiteness.DEFINITE if has_full_rank else Definiteness.SEMIDEFINITE
+        case (Dot() | Blockwise(Dot()), *_) if (root := gram_root(matrix)) is not None:
+            # a Cholesky factor has full rank, or the product is NaN
+            has_full_rank = isinstance(core_op(root.owner_op), Cholesky)
+            return Definiteness.DEFINITE if has_full_rank else Definiteness.SEMIDEFINITE
         case (Blockwise(MatrixInverse()), inner):
             state = definiteness(fgraph, inner)
             return state if state is Definiteness.DEFINITE else Definiteness.UNKNOWN

@@ -4,14 +4,12 @@ from pytensor.graph.basic import Variable
 from pytensor.scalar.basic import Abs, Add, Exp, Mul, Pow, Sqr, Sqrt, Sub, TrueDiv
 from pytensor.scalar.math import Sigmoid, Softplus
 from pytensor.tensor.basic import Alloc, ExtractDiag, Join, MakeVector
-from pytensor.tensor.blockwise import Blockwise
 from pytensor.tensor.elemwise import DimShuffle, Elemwise
-from pytensor.tensor.math import Dot
 from pytensor.tensor.shape import Reshape, SpecifyShape
 from pytensor.tensor.subtensor import AdvancedSubtensor, Subtensor
 
 from pytensor_mvn_rewrites._upstream import _is_provably_positive
-from pytensor_mvn_rewrites.graph import is_core_diagonal, is_transpose_of
+from pytensor_mvn_rewrites.graph import gram_root, is_core_diagonal
 from pytensor_mvn_rewrites.proofs.constants import scalar_constant
 
 
@@ -22,14 +20,6 @@ def is_sigmoid(var: Variable) -> bool:
             return is_sigmoid(inner)
         case (Elemwise(scalar_op=Sigmoid()), _):
             return True
-    return False
-
-
-def is_gram(matrix: Variable) -> bool:
-    """Whether `matrix` is ``X @ X.T``."""
-    match matrix.owner_op_and_inputs:
-        case (Dot() | Blockwise(Dot()), left, right):
-            return is_transpose_of(right, left)
     return False
 
 
@@ -54,7 +44,9 @@ def is_positive(var: Variable, *, strict: bool = True) -> bool:
             return (scalar_constant(one) or 0) >= 1 and is_sigmoid(other)
         case (Elemwise(scalar_op=Sqrt()), inner):
             return is_positive(inner, strict=strict)
-        case (ExtractDiag(), product) if is_core_diagonal(var.owner) and is_gram(product):
+        case (ExtractDiag(), product) if (
+            is_core_diagonal(var.owner) and gram_root(product) is not None
+        ):
             return not strict
         case (DimShuffle() | Subtensor() | AdvancedSubtensor() | ExtractDiag(), inner, *_):
             return is_positive(inner, strict=strict)
