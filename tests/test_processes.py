@@ -127,9 +127,9 @@ def test_every_op_with_an_implementation_loads_it():
     assert all(issubclass(op, BackendOp | KernelOp) for op in ours)
 
 
-def test_what_a_linker_compiles_for_an_op_is_not_pickled():
-    """PyTensor's Blockwise ops leave closures in it, and instances are shared among graphs."""
+def test_what_pytensor_keeps_on_an_op_is_not_pickled():
+    """Functions and derivatives hold closures, and instances are shared among graphs."""
     x, outputs = graph()
-    evaluate(outputs, {x: X})
+    evaluate([*outputs, pt.grad(outputs[1][-1], x)], {x: X})
     again = pickle.loads(pickle.dumps([x, *outputs]))
     assert equal_computations(again[1:], outputs, again[:1], [x])

@@ -174,11 +174,11 @@ class FusedOp(TensorSymbolicOp):
         return super(TensorSymbolicOp, op).__call__(*inputs, **kwargs)
 
     def __getstate__(self):
-        """All but the function of the inner graph, which a Python linker compiles and keeps here.
+        """All but what PyTensor makes of the inner graph and keeps here: a function, derivatives.
 
-        Instances are shared: it may belong to another graph, and not every pickler can write it.
+        Instances are shared: these may belong to another graph, and not every pickler writes them.
         """
-        return self.__dict__ | {"_fn": None}
+        return self.__dict__ | {"_fn": None, "_lop_op_cache": {}, "_rop_op_cache": None}
 
     @property
     def batch_ndim(self) -> int:
