@@ -10,7 +10,7 @@ from pytensor.compile.builders import OpFromGraph
 from pytensor.graph.basic import Apply, Variable
 from pytensor.graph.op import Op
 from pytensor.graph.traversal import toposort
-from pytensor.tensor.basic import Alloc, ScalarFromTensor, TensorFromScalar
+from pytensor.tensor.basic import Alloc, Join, ScalarFromTensor, TensorFromScalar
 from pytensor.tensor.blockwise import Blockwise, vectorize_node_fallback
 from pytensor.tensor.linalg.constructors import BlockDiagonal
 from pytensor.tensor.shape import Reshape, Shape, Shape_i, SpecifyShape
@@ -65,6 +65,8 @@ def vectorize(node: Apply, batched: list[Variable | None], count: int) -> list[V
             return [_gather(node, batched, count)]
         case IncSubtensor() | AdvancedIncSubtensor():
             return [_inc_subtensor(node, inputs, batched, count)]
+        case Join():
+            return [_join(node, batched, count)]
         case BlockDiagonal() | Blockwise(core_op=BlockDiagonal()):
             return [_block_diagonal(node, inputs, count)]
         case OpFromGraph() if not isinstance(node.op, FusedOp) and _has_fallback_only(node.op):
@@ -93,6 +95,23 @@ def _block_diagonal(node, inputs, count: int) -> Variable:
         rows, columns = (slice(e - n, e) for e, n in zip(end.tolist(), shape, strict=True))
         result = result[:, rows, columns].set(block)
     return result
+
+
+def _join(node, batched, count: int) -> Variable:
+    """The parts that all terms share are repeated: PyTensor's Blockwise computes shapes for that.
+
+    In a batch of such batches it forgets which lengths are 1.
+    """
+    parts = [
+        pt.broadcast_to(own, (count, *lengths_of(own))) if new is None else new
+        for own, new in zip(node.inputs, batched, strict=True)
+    ]
+    return pt.join(node.op.axis % node.inputs[0].type.ndim + 1, *parts)
+
+
+def lengths_of(x: Variable) -> list:
+    """The shape, in integers as far as it is known."""
+    return [x.shape[axis] if n is None else n for axis, n in enumerate(x.type.shape)]
 
 
 def _check(node, inputs) -> Variable:

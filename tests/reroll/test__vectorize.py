@@ -6,6 +6,7 @@ import pytensor
 import pytensor.tensor as pt
 import pytest
 from pytensor.conditional.op import ifelse
+from pytensor.graph.replace import vectorize_graph
 from pytensor.graph.traversal import ancestors
 from pytensor.raise_op import Assert
 
@@ -166,6 +167,46 @@ def assert_same_when_compiled(graph, values):
 def test_whole_pipeline(rng, name):
     x, graph = total(name, 5)
     assert_same_when_compiled(graph, {x: rng.normal(size=(5, 4))})
+
+
+#: What a term makes of a vector of its own and one that all terms share
+OF_A_SHARED_VECTOR = {
+    "join": lambda shared, v: pt.concatenate([shared, v]),
+    "make_vector": lambda shared, v: pt.stack([shared[0], v[1], shared[2]]),
+    "set": lambda shared, v: shared[1:3].set(v[:2]),
+    "increment": lambda shared, v: pt.outer(shared, shared)[np.arange(3), 1:].inc(v[1:]),
+    "product": lambda shared, v: pt.outer(shared, shared) @ v,
+    "solve": lambda shared, v: pt.linalg.solve(spd_of(shared), v),
+}
+
+
+@pytest.mark.parametrize("shares", OF_A_SHARED_VECTOR)
+def test_a_batch_of_points_that_all_terms_share(rng, shares):
+    x, shared = pt.matrix("x", shape=(5, 4)), pt.vector("shared", shape=(4,))
+    terms = [pt.sin(OF_A_SHARED_VECTOR[shares](shared, x[i])).prod() for i in range(5)]
+    assert_same_for_a_batch(pt.add(*terms), {x: (5, 4), shared: (4,)}, rng)
+
+
+# PyTensor cannot run the gradient of a batch of `ifelse`
+@pytest.mark.parametrize("name", [name for name in OPS if name != "ifelse"])
+def test_a_batch_of_points(rng, name):
+    x, graph = total(name, 5)
+    assert_same_for_a_batch(graph, {x: (5, 4)}, rng)
+
+
+def assert_same_for_a_batch(graph, shapes, rng):
+    """What is batched already is batched again: variational inference, Pathfinder."""
+    [new] = rewritten([graph])
+    batched = {x: pt.tensor(shape=(None, *shape)) for x, shape in shapes.items()}
+    outputs = vectorize_graph([new, *gradient([new], shapes)], batched)
+    values = {x: rng.normal(size=(2, *shape)) for x, shape in shapes.items()}
+    got = evaluate(outputs, {batched[x]: value for x, value in values.items()})
+    for i in range(2):
+        point = {x: value[i] for x, value in values.items()}
+        want, *gradients = evaluate([graph, *gradient([graph], point)], point)
+        assert_close(got[0][i], want, "value", condition=1e3)
+        for one, want_one in zip(got[1:], gradients, strict=True):
+            assert_close(one[i], want_one, "gradient", condition=1e3)
 
 
 def covariances(i, matrix, rows):
