@@ -25,12 +25,12 @@ from pytensor_mvn_rewrites.lower._lowered import BackendOp
 from pytensor_mvn_rewrites.lower.numba_backend import NumbaGaussianOp, compiles_for_numba
 from pytensor_mvn_rewrites.lower.slices import (
     Piece,
-    entry_of,
     gather_of,
-    is_sure,
+    is_there,
     keeps_order,
-    piece_of,
+    piece_of_read,
     slice_of,
+    sure_lengths,
 )
 from pytensor_mvn_rewrites.ops.gaussian import KernelOp
 from pytensor_mvn_rewrites.pipeline import LOWER_POSITION, lower
@@ -178,6 +178,7 @@ def unravel_at_once(fgraph):
         return
     kernels = (NumbaGaussianOp, KernelOp)
     has_kernels = any(isinstance(node.op, kernels) for node in fgraph.apply_nodes)
+    lengths = sure_lengths(fgraph)
     for x in [*fgraph.inputs, *(out for node in fgraph.toposort() for out in node.outputs)]:
         is_input = x.owner is None
         if not isinstance(x.type, TensorType) or x.type.ndim != 1:
@@ -188,7 +189,7 @@ def unravel_at_once(fgraph):
         pieces = [found for node in reads for found in last_pieces(fgraph, node)]
         if not has_kernels and not any(is_gathered for _, _, is_gathered in pieces):
             continue
-        places = places_read(x, pieces)
+        places = places_read(pieces, lengths)
         if len(places) < (2 if is_input else MIN_PIECES):
             continue
         distinct = tuple(dict.fromkeys(places.values()))
@@ -203,20 +204,16 @@ def unravel_at_once(fgraph):
         fgraph.replace_all(replacements, reason="mvn_unravel_at_once", import_missing=True)
 
 
-def places_read(x: Variable, pieces: list[tuple[Variable, Piece, bool]]) -> dict[Variable, Place]:
-    """Where the pieces are in x, of those that are not too long, if x has all of their entries."""
-    found = {
-        var: piece
-        for var, piece, is_gathered in pieces
-        if len(piece.positions) <= (MAX_NUMBERS if is_gathered else MAX_COPIED)
-    }
-    length = max((last(piece) for var, piece in found.items() if is_sure(var, piece)), default=0)
-    length = max(length, x.type.shape[0] or 0)
+def places_read(
+    pieces: list[tuple[Variable, Piece, bool]], lengths: dict[Variable, int]
+) -> dict[Variable, Place]:
+    """Where the pieces of a vector are, of those that are not too long and all there."""
     return {
         # one entry is a scalar, whatever its shape
-        var: Place(tuple(p.positions.tolist()), p.shape if len(p.positions) > 1 else ())
-        for var, p in found.items()
-        if last(p) <= length
+        var: Place(tuple(piece.positions.tolist()), piece.shape if len(piece.positions) > 1 else ())
+        for var, piece, is_gathered in pieces
+        if len(piece.positions) <= (MAX_NUMBERS if is_gathered else MAX_COPIED)
+        and is_there(piece, lengths)
     }
 
 
@@ -225,19 +222,6 @@ def reads_pieces(node) -> bool:
     if not isinstance(node, Apply) or not isinstance(node.op, Subtensor | AdvancedSubtensor):
         return False
     return piece_of_read(node.outputs[0]) is not None
-
-
-def piece_of_read(var: Variable) -> Piece | None:
-    """The piece that an array of any dimensions is, with its own shape."""
-    if var.type.ndim:
-        return piece_of(var)
-    piece = entry_of(var)
-    return piece if piece is None else Piece(piece.source, piece.positions, ())
-
-
-def last(piece: Piece) -> int:
-    """How many entries the source must have."""
-    return int(piece.positions.max()) + 1
 
 
 def last_pieces(fgraph, node: Apply) -> Iterator[tuple[Variable, Piece, bool]]:

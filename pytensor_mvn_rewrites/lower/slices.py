@@ -13,6 +13,7 @@ from pytensor.tensor.basic import Join, MakeVector, join
 from pytensor.tensor.elemwise import DimShuffle
 from pytensor.tensor.shape import Reshape, SpecifyShape, specify_shape
 from pytensor.tensor.subtensor import AdvancedSubtensor, Subtensor, indices_from_subtensor
+from pytensor.tensor.type import TensorType
 
 from pytensor_mvn_rewrites.graph import Tensor
 from pytensor_mvn_rewrites.pipeline import lower
@@ -59,13 +60,14 @@ def join_slices(fgraph):
     """
     if not any(isinstance(node.op, Join | MakeVector) for node in fgraph.apply_nodes):
         return
+    lengths = sure_lengths(fgraph)
     for node in fgraph.toposort():
         match node.op:
             case Join(axis=0):
-                parts = [sure_piece(piece_of(inp), inp) or inp for inp in node.inputs]
+                parts = parts_of_join(node, lengths)
             case MakeVector():
-                parts = [sure_piece(entry_of(inp), inp) for inp in node.inputs]
-                if None in parts:
+                parts = [entry_of(inp) for inp in node.inputs]
+                if not all(piece and is_there(piece, lengths) for piece in parts):
                     continue
             case _:
                 continue
@@ -80,11 +82,43 @@ def join_slices(fgraph):
             fgraph.replace(old, new, reason="mvn_join_slices", import_missing=True)
 
 
-def sure_piece(piece: Piece | None, var: Variable) -> Piece | None:
-    """The piece that `var` is, if it is all there or an error."""
-    if piece is None or piece.source.type.shape[0] is not None or is_sure(var, piece):
-        return piece
-    return None
+def parts_of_join(node, lengths: dict[Variable, int]) -> list[Piece | Variable]:
+    """The inputs of a join along the first axis, and the pieces of those that are all there."""
+    pieces = [piece_of(inp) for inp in node.inputs]
+    # it is an error where the lengths of the other axes differ
+    known = {inp.type.shape[1:] for inp in node.inputs}
+    known |= {piece.shape[1:] for piece in pieces if piece and is_there(piece, lengths)}
+    return [
+        piece
+        if piece
+        and (
+            is_there(piece, lengths)
+            or (inp.type.shape[0] == piece.shape[0] and piece.shape[1:] in known)
+        )
+        else inp
+        for inp, piece in zip(node.inputs, pieces, strict=True)
+    ]
+
+
+def sure_lengths(fgraph) -> dict[Variable, int]:
+    """How many entries vectors have if there is no error: those of which pieces are computed."""
+    lengths: dict[Variable, int] = {}
+    for node in fgraph.apply_nodes:
+        for out in node.outputs:
+            piece = piece_of_read(out)
+            if piece is not None and is_sure(out, piece):
+                lengths[piece.source] = max(lengths.get(piece.source, 0), last(piece))
+    return lengths
+
+
+def is_there(piece: Piece, lengths: dict[Variable, int]) -> bool:
+    """Whether the source has all entries of a piece."""
+    return piece.source.type.shape[0] is not None or last(piece) <= lengths.get(piece.source, 0)
+
+
+def last(piece: Piece) -> int:
+    """How many entries the source must have."""
+    return int(piece.positions.max()) + 1
 
 
 def is_sure(var: Variable, piece: Piece) -> bool:
@@ -140,6 +174,16 @@ def piece_of(var: Variable) -> Piece | None:
     return Piece(source, positions, shape) if math.prod(shape) == len(positions) else None
 
 
+def piece_of_read(var: Variable) -> Piece | None:
+    """The piece that an array of any dimensions is, with its own shape."""
+    if not isinstance(var.type, TensorType):
+        return None
+    if var.type.ndim:
+        return piece_of(var)
+    piece = entry_of(var)
+    return piece if piece is None else Piece(piece.source, piece.positions, ())
+
+
 def entry_of(var: Variable) -> Piece | None:
     """The piece of one entry that a scalar is."""
     match var.owner_op_and_inputs:
@@ -172,8 +216,12 @@ def gather_of(var: Variable) -> tuple[Tensor, np.ndarray] | None:
             if index.dtype.kind not in "iu" or index.min() < 0:
                 return None
             index = index.astype("int64")
-            inner = sure_piece(piece_of(source), source)
-            if inner is not None and index.max() < len(inner.positions):
+            inner = piece_of(source)
+            if (
+                inner is not None
+                and index.max() < len(inner.positions)
+                and (inner.source.type.shape[0] is not None or is_sure(source, inner))
+            ):
                 return inner.source, inner.positions[index]
             return source, index
     return None

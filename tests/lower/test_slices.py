@@ -94,7 +94,11 @@ NEAR_MISSES = {
     "of unknown length": pt.join(0, V[0:3], V[5:10]),
     "of unknown length, adjacent": pt.join(0, V[0:3], V[3:10]),
     "of unknown length, in rows": pt.join(0, *[V[a : a + 4].reshape((2, -1)) for a in (0, 4)]),
-    "of unknown length, one of them sure": pt.join(0, V[0:3], V[np.array([5, 9])]),
+    "of unknown length, another is shorter": pt.join(0, V[np.array([5, 2])], V[5:8]),
+    "of unknown length, in a stack": stacked(V[0:3], V[3:6]),
+    "of unknown length, in a stack of unknown length": pt.join(
+        0, V[0:6].reshape((-1, 3)), Y[:3][None]
+    ),
     "transposed": pt.join(0, *[matrix.T for matrix in matrices(1, 5)]),
 }
 
@@ -115,11 +119,21 @@ def test_a_vector_that_is_too_short_raises():
         fn(np.zeros(5))
 
 
+def test_rows_that_are_joined_to_a_row_of_known_length():
+    """A shorter row would be an error."""
+    fgraph = FunctionGraph([V], [stacked(V[6:10], V[:4], np.zeros(4))], clone=True)
+    join_slices(fgraph)
+    [join] = [node for node in fgraph.apply_nodes if isinstance(node.op, Join)]
+    assert len(join.inputs) == 2
+
+
 SURE = {
     "vectors": lambda x: pt.join(0, x[:3].reshape((3,)), x[5:10].reshape((5,))),
     "vectors, adjacent": lambda x: pt.join(0, *[pt.specify_shape(x[a : a + 5], 5) for a in (0, 5)]),
     "matrices": lambda x: pt.join(0, x[:4].reshape((2, 2)), x[6:10].reshape((2, 2))),
     "scalars": lambda x: pt.stack([x[2:3].squeeze(0), x[9]]),
+    "a later one is sure": lambda x: pt.join(0, x[0:3], x[np.array([5, 9])]),
+    "one of a stack is sure": lambda x: stacked(x[6:10], x[:4].reshape((4,))),
     "gather of slices": lambda x: pt.join(0, x[np.array([0, 7])], x[np.array([9, 2])]),
 }
 
