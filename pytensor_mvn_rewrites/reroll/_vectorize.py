@@ -7,7 +7,7 @@ import numpy as np
 import pytensor.tensor as pt
 from pymc.logprob.utils import CheckParameterValue
 from pytensor.compile.builders import OpFromGraph
-from pytensor.graph.basic import Apply, Variable
+from pytensor.graph.basic import Apply, Constant, Variable
 from pytensor.graph.op import Op
 from pytensor.graph.traversal import toposort
 from pytensor.tensor.basic import Alloc, Join, ScalarFromTensor, TensorFromScalar
@@ -181,7 +181,7 @@ def _inc_subtensor(node, inputs, batched, count: int) -> Variable:
         raise CannotBatch("indices differ from term to term")
     props = node.op._props_dict()
     if batched[0] is None:
-        x = pt.broadcast_to(x, (count, *x.shape))
+        x = pt.broadcast_to(x, (count, *lengths_of(x)))
     if batched[1] is not None:
         # align the core dimensions of y, which may have fewer of them than x[i]
         indexed_ndim = _indexed_ndim(node)
@@ -213,8 +213,22 @@ def _adjacent(op) -> bool:
 def _inner_graph(node, batched, count: int) -> list[Variable]:
     """Batch the inner graph of an OpFromGraph node by node."""
     outputs = node.op.fgraph.bind(dict(zip(node.op.fgraph.inputs, node.inputs, strict=True)))
+    outputs = _with_known_lengths(outputs, node.inputs)
     known = {own: new for own, new in zip(node.inputs, batched, strict=True) if new is not None}
     return vectorize_outputs(outputs, known, count, blockers=node.inputs)
+
+
+def _with_known_lengths(outputs, inputs) -> list[Variable]:
+    """Lengths that are known as constants: they stay known when `inputs` become a batch."""
+    known = {}
+    for node in toposort(outputs, blockers=inputs):
+        match node.op, node.inputs:
+            case Subtensor(idx_list=(int(),)), [shape, Constant(data=axis)]:
+                if isinstance(shape.owner_op, Shape):
+                    length = shape.owner.inputs[0].type.shape[int(axis)]
+                    if length is not None:
+                        known[node.outputs[0]] = pt.constant(length, dtype="int64")
+    return substituted(outputs, known, inputs)
 
 
 def vectorize_outputs(

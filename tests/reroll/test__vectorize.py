@@ -175,6 +175,7 @@ OF_A_SHARED_VECTOR = {
     "make_vector": lambda shared, v: pt.stack([shared[0], v[1], shared[2]]),
     "set": lambda shared, v: shared[1:3].set(v[:2]),
     "increment": lambda shared, v: pt.outer(shared, shared)[np.arange(3), 1:].inc(v[1:]),
+    "diag of one": lambda shared, v: pt.linalg.kron(pt.diag(pt.exp(v[:1])), pt.outer(shared, v)),
     "product": lambda shared, v: pt.outer(shared, shared) @ v,
     "solve": lambda shared, v: pt.linalg.solve(spd_of(shared), v),
 }
