@@ -9,6 +9,16 @@ import pytensor
 from pytensor.compile.mode import Mode
 from pytensor.graph.basic import Variable
 from pytensor.graph.op import Op
+from pytensor.graph.rewriting.basic import get_active_mode
+from pytensor.link.basic import Linker
+
+
+def compiles_for(fgraph, linker: type[Linker]) -> bool:
+    """Whether a graph is compiled for a linker; one that no mode rewrites, in the default mode.
+
+    The opt-in tag brings the rewrites of all backends into a mode.
+    """
+    return isinstance(get_active_mode(fgraph).linker, linker)
 
 
 class BackendOp(Op):

@@ -2,11 +2,12 @@
 
 from pytensor.compile.rewriting import inline_ofg_node
 from pytensor.graph.basic import Apply, Constant
-from pytensor.graph.rewriting.basic import MergeOptimizer, dfs_rewriter, get_active_mode
+from pytensor.graph.rewriting.basic import MergeOptimizer, dfs_rewriter
 from pytensor.link.jax.linker import JAXLinker
 from pytensor.link.numba.linker import NumbaLinker
 from pytensor.tensor.rewriting.basic import constant_folding
 
+from pytensor_mvn_rewrites.lower._lowered import compiles_for
 from pytensor_mvn_rewrites.lower.numba_backend import STRUCTURED_OPS, has_kernel
 from pytensor_mvn_rewrites.ops import (
     ExpmQuadLogdet,
@@ -37,13 +38,11 @@ def inline_decompositions(fgraph):
     do it once, and those of constants never. The parts of the formulas that are ops are inlined as
     well, unless they have a kernel. Not for JAX: XLA finds what the two share.
     """
-    linker = get_active_mode(fgraph).linker
-    if isinstance(linker, JAXLinker):
+    if compiles_for(fgraph, JAXLinker):
         return
+    for_numba = compiles_for(fgraph, NumbaLinker)
     changed = False
-    while nodes := [
-        node for node in fgraph.toposort() if is_inlined(node, isinstance(linker, NumbaLinker))
-    ]:
+    while nodes := [node for node in fgraph.toposort() if is_inlined(node, for_numba)]:
         for node in nodes:
             replacements = zip(node.outputs, inline_ofg_node(node), strict=True)
             fgraph.replace_all(list(replacements), reason="mvn_inline_decompositions")

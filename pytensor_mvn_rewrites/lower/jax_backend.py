@@ -6,12 +6,10 @@ This module holds the rewrite and the lowered op, and does not import JAX: the i
 
 from dataclasses import dataclass
 
-import pytensor
-from pytensor.compile.mode import Mode
 from pytensor.graph.basic import Apply
 from pytensor.link.jax.linker import JAXLinker
 
-from pytensor_mvn_rewrites.lower._lowered import LoweredOp
+from pytensor_mvn_rewrites.lower._lowered import LoweredOp, compiles_for
 from pytensor_mvn_rewrites.lower._pairs import find_groups
 from pytensor_mvn_rewrites.ops import (
     InvQuadLogdet,
@@ -99,7 +97,7 @@ def lower_to_jax(fgraph):
     itself what a density and its pullback share: it looks into no loop. A pair whose cotangent
     depends on the forward outputs stays two nodes: one would be a cycle.
     """
-    if not compiles_for_jax():
+    if not compiles_for(fgraph, JAXLinker):
         return
     for _, *group in list(find_groups(fgraph, FAMILIES)):
         nodes = [node for node in group if node is not None]
@@ -109,9 +107,3 @@ def lower_to_jax(fgraph):
         old = [out for node in nodes for out in node.outputs]
         new = op(*nodes[-1].inputs, return_list=True)
         fgraph.replace_all(list(zip(old, new, strict=True)), reason="mvn_lower_to_jax")
-
-
-def compiles_for_jax() -> bool:
-    """False in the modes of other backends, which reach the rewrite by the opt-in tag."""
-    mode = pytensor.config.mode
-    return not isinstance(mode, Mode) or isinstance(mode.linker, JAXLinker)

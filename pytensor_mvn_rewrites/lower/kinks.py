@@ -4,11 +4,11 @@ This module holds the rewrite and its op, and does not import JAX, as `lower.jax
 """
 
 from pytensor.graph.basic import Apply, Variable
+from pytensor.link.jax.linker import JAXLinker
 from pytensor.scalar.basic import Clip, ScalarMaximum, ScalarMinimum
 from pytensor.tensor.elemwise import Elemwise
 
-from pytensor_mvn_rewrites.lower._lowered import BackendOp
-from pytensor_mvn_rewrites.lower.jax_backend import compiles_for_jax
+from pytensor_mvn_rewrites.lower._lowered import BackendOp, compiles_for
 from pytensor_mvn_rewrites.pipeline import lower
 
 #: Functions whose derivative jumps where their arguments are equal
@@ -47,7 +47,7 @@ def materialize_at_kinks(fgraph):
 
     Cost: x is stored and read again.
     """
-    if not compiles_for_jax():
+    if not compiles_for(fgraph, JAXLinker):
         return
     arguments = {
         arg: None

@@ -8,9 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pytensor
 import pytensor.tensor as pt
-from pytensor.compile.mode import Mode
 from pytensor.graph.basic import Apply, Constant, Variable
 from pytensor.link.numba.linker import NumbaLinker
 from pytensor.raise_op import CheckAndRaise
@@ -21,7 +19,7 @@ from pytensor.tensor.math import All, Sum
 
 from pytensor_mvn_rewrites.graph import Tensor
 from pytensor_mvn_rewrites.lower._groups import RowGroups, find_row_groups
-from pytensor_mvn_rewrites.lower._lowered import LoweredOp
+from pytensor_mvn_rewrites.lower._lowered import LoweredOp, compiles_for
 from pytensor_mvn_rewrites.lower._pairs import core_sizes, find_groups
 from pytensor_mvn_rewrites.ops import (
     DecomposedKroneckerQuadLogdet,
@@ -265,7 +263,7 @@ def lower_to_numba(fgraph):
     each of the R rows, and nothing of size R n^2. The same with means ``batch[index]`` and a matrix
     for all rows, and then nothing of size R n but the rows themselves.
     """
-    if not compiles_for_numba():
+    if not compiles_for(fgraph, NumbaLinker):
         return
     groups = list(find_groups(fgraph, LOWERED_OPS))
     if not groups and not any(isinstance(node.op, KernelOp) for node in fgraph.apply_nodes):
@@ -299,12 +297,6 @@ def has_kernel(node: Apply) -> bool:
         # the rows are those of delta, which a cotangent cannot add to
         and all(own in (rows, (True,) * len(rows)) for own in cotangents)
     )
-
-
-def compiles_for_numba() -> bool:
-    """False in the modes of other backends, which reach the rewrite by the opt-in tag."""
-    mode = pytensor.config.mode
-    return not isinstance(mode, Mode) or isinstance(mode.linker, NumbaLinker)
 
 
 def lowered(fgraph, cls: type[NumbaGaussianOp], forward: Apply | None, pullback: Apply | None):

@@ -12,6 +12,7 @@ import numpy as np
 import pytensor.tensor as pt
 from pytensor.graph.basic import Apply, Constant, Variable
 from pytensor.graph.rewriting.basic import copy_stack_trace
+from pytensor.link.numba.linker import NumbaLinker
 from pytensor.scalar.basic import ScalarType
 from pytensor.tensor.basic import Join, scalar_from_tensor, tensor_from_scalar
 from pytensor.tensor.elemwise import DimShuffle, Elemwise
@@ -21,8 +22,8 @@ from pytensor.tensor.subtensor import AdvancedSubtensor, Subtensor
 from pytensor.tensor.type import TensorType
 
 from pytensor_mvn_rewrites.graph import Tensor
-from pytensor_mvn_rewrites.lower._lowered import BackendOp
-from pytensor_mvn_rewrites.lower.numba_backend import NumbaGaussianOp, compiles_for_numba
+from pytensor_mvn_rewrites.lower._lowered import BackendOp, compiles_for
+from pytensor_mvn_rewrites.lower.numba_backend import NumbaGaussianOp
 from pytensor_mvn_rewrites.lower.slices import (
     Piece,
     gather_of,
@@ -174,7 +175,7 @@ def unravel_at_once(fgraph):
     computed vectors of unknown length or with fewer than `MIN_PIECES`. Long slices and slices that
     may be shorter stay what they are.
     """
-    if not compiles_for_numba():
+    if not compiles_for(fgraph, NumbaLinker):
         return
     kernels = (NumbaGaussianOp, KernelOp)
     has_kernels = any(isinstance(node.op, kernels) for node in fgraph.apply_nodes)
@@ -254,7 +255,7 @@ def ravel_at_once(fgraph):
     Cost: one node instead of one for each array that is reshaped, the join and the gather.
     Declines for joins of parts whose lengths are not known or whose dtypes differ.
     """
-    if not compiles_for_numba():
+    if not compiles_for(fgraph, NumbaLinker):
         return
     for node in fgraph.toposort():
         if not isinstance(node.op, Join) or node.op.axis != 0 or node.outputs[0].type.ndim != 1:
