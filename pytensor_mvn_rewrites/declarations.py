@@ -23,14 +23,17 @@ from pytensor_mvn_rewrites.proofs.declared import NARROW, NARROW_RATIO, is_decla
 
 @logprob_graph(IR_START)
 def note_declarations(fgraph):
-    """Note which kinds of facts a model declares: PyTensor drops the markers."""
+    """assume(x, ...) in a model -> the same, and a note of what kinds of facts are declared.
+
+    PyTensor drops the markers.
+    """
     markers = (node for node in fgraph.apply_nodes if isinstance(node.op, SpecifyAssumptions))
     fgraph.mvn_declared = {key for node in markers for key, _ in node.op.assumptions}
 
 
 @logprob_graph(IR_END)
 def keep_declarations(fgraph):
-    """What a model declares with ``assume`` holds in its log-density, and so do its `dims`.
+    """Variable x that a model declares something of -> assume(x, ...), in its log-density.
 
     PyTensor drops the markers from the graph of random variables, and remembers the facts with that
     graph alone. The lengths of `dims` may change, so no type knows them.

@@ -27,7 +27,9 @@ from pytensor_mvn_rewrites.reroll.partial_sums import with_whole_sums
 
 @derivation("transformed_conditional_logp")
 def loops_of_random_variables(derive):
-    r"""Wrap PyMC's ``transformed_conditional_logp``: one log-density for each loop.
+    r"""logp(x_1 | a_1), ..., logp(x_N | a_N) -> l[0], ..., l[N-1], l = logp(X | A), derived once.
+
+    Wraps PyMC's ``transformed_conditional_logp``.
 
     .. math:: \log p(x_n \mid \theta_n), \; n = 1 \ldots N \quad \to \quad
               \ell(X, \Theta)[n], \; \ell \text{ the batched log-density of one of them}
@@ -55,10 +57,10 @@ def loops_of_random_variables(derive):
 
 @derivation("variadic_add")
 def sums_of_loops(add):
-    """Wrap the sum of a model's terms: the members of a loop, which are all of it, are one term.
+    """l[0] + l[1] + ... + l[N-1] + rest -> sum(l) + rest, l the log-densities of a loop.
 
-    So methods that take the gradient before the pre-gradient pass, such as ``pm.fit``, see one
-    density, too.
+    Wraps the sum of a model's terms. So methods that take the gradient before the pre-gradient
+    pass, such as ``pm.fit``, see one density, too.
     """
 
     @wraps(add)

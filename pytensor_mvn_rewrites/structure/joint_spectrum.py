@@ -27,10 +27,11 @@ MAX_CONDITION = 1e6
 @structure
 @dataclass(frozen=True)
 class JointSpectrum(Structure):
-    r"""``a * C + b * D``, C and D constant: diagonalized together when compiling.
+    r"""InvQuadLogdet(delta, a * C + b * D), C and D constant -> sums over their joint spectrum.
 
-    For symmetric C and positive definite D there is a V with :math:`V^\top D V = I` and
-    :math:`V^\top C V = \Lambda`, the generalized eigenvectors of C and D, so that
+    The two are diagonalized together when compiling. For symmetric C and positive definite D there
+    is a V with :math:`V^\top D V = I` and :math:`V^\top C V = \Lambda`, the generalized
+    eigenvectors of C and D, so that
 
     .. math:: (a C + b D)^{-1} = V (a \Lambda + b I)^{-1} V^\top, \qquad
               \log|a C + b D| = \sum_i \log(a \lambda_i + b) + \log|D|

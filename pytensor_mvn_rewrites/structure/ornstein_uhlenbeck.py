@@ -24,11 +24,11 @@ NARROW = {"int8", "int16", "uint8", "uint16", "uint32", "uint64"}
 @structure
 @dataclass(frozen=True)
 class OrnsteinUhlenbeck(Structure):
-    r"""``s * exp(-abs(t[:, None] - t) / l)`` and ``s * rho ** abs(i - j)``: a Markov process.
+    r"""InvQuadLogdet(delta, s * exp(-abs(t[:, None] - t) / l)) -> sums over neighbours in t.
 
-    With the times in order, and :math:`r_i` the correlation of neighbours i and i + 1, every
-    covariance is :math:`s\, r_i r_{i+1} \cdots r_{j-1}`, each value depends on the one before it
-    only, and
+    The same for ``s * rho ** abs(i - j)``: both are Markov processes. With the times in order, and
+    :math:`r_i` the correlation of neighbours i and i + 1, every covariance is
+    :math:`s\, r_i r_{i+1} \cdots r_{j-1}`, each value depends on the one before it only, and
 
     .. math:: \delta^\top \Sigma^{-1} \delta = \frac 1s \Big(\delta_1^2
               + \sum_i \frac{(\delta_{i+1} - r_i \delta_i)^2}{1 - r_i^2}\Big), \qquad
