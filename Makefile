@@ -3,6 +3,7 @@
 # make fuzz    generated models against the graph as written, for FUZZ_SECONDS (600) or
 #              until there are FUZZ_MODELS
 # make lint    ruff and mypy
+# make docs    the documentation, which is executed, into docs/_build/html; its links are checked
 # make bench   the benchmark in short; `make bench BENCH_ARGS=` runs all of it
 #
 # Each target creates .venv with what it needs; all that must be there is Python >= 3.12, found
@@ -20,7 +21,7 @@ CANDIDATES := $(or $(PYTHON),python3 python3.12 python3.13 python3.14 python)
 SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 12) <= sys.version_info < (3, 15))
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test fuzz lint bench clean
+.PHONY: demo test fuzz lint docs bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed-bench
@@ -37,11 +38,15 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(VENV)/installed-docs
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
+	$(BIN)/python docs/check_links.py docs/_build/html
+
 bench: $(VENV)/installed-bench
 	$(BIN)/python -m benchmarks.run $(BENCH_ARGS)
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) docs/_build
 
 # the package in editable mode with one dependency group of pyproject.toml
 $(VENV)/installed-%: $(VENV)/created pyproject.toml
