@@ -48,6 +48,8 @@ html_title = "pytensor_mvn_rewrites"
 html_static_path = ["_static"]
 html_css_files = ["custom.css"]
 html_show_sourcelink = False
+# the pages at the top have no pages below them to list
+html_sidebars = {"*": []}
 html_theme_options = {
     "navigation_with_keys": False,
     "show_prev_next": True,
