@@ -1,5 +1,8 @@
 """The ops against SciPy, against their own formulas, and as citizens of a PyTensor graph."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytensor
 import pytensor.tensor as pt
@@ -249,6 +252,14 @@ def test_equal_types_share_one_op():
     assert one.owner.op is other.owner.op
     assert one.owner.op != mvnormal_logp(first, first, S, "chol")[0].owner.op
     assert hash(one.owner.op) == hash(other.owner.op)
+
+
+def test_an_op_lives_as_long_as_its_graphs():
+    outputs = mvnormal_logp(pt.vector(shape=(11,)), np.zeros(11), np.eye(11))
+    op = weakref.ref(outputs[0].owner.op)
+    del outputs
+    gc.collect()
+    assert op() is None
 
 
 def test_equal_nodes_merge():

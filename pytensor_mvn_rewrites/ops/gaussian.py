@@ -17,6 +17,8 @@ batch dimensions before them are aligned from the right.
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib import import_module
+from typing import ClassVar
+from weakref import WeakValueDictionary
 
 import pytensor
 import pytensor.tensor as pt
@@ -152,10 +154,12 @@ class FusedOp(TensorSymbolicOp):
 
     Subclasses give the gufunc `signature`: core dimensions with one label have one length, what is
     statically of length 1 apart, which PyTensor stretches; others need not.
-    Instances are memoised by (class, props, input types): a loop of 5000 terms builds one graph.
+    There is one instance for given props and input types, as long as a graph holds it: a loop of
+    5000 terms builds one inner graph.
     """
 
     signature: str
+    _instances: ClassVar[WeakValueDictionary] = WeakValueDictionary()
     #: Number of core dimensions of each input, and of each output.
     core_ndims = _CoreNdims(outputs=False)
     out_core_ndims = _CoreNdims(outputs=True)
@@ -168,9 +172,12 @@ class FusedOp(TensorSymbolicOp):
                 raise ValueError(
                     f"{self} needs an input of at least {core_ndim} dimensions, got {inp.type}"
                 )
-        types = tuple(inp.type for inp in inputs)
-        props = tuple(self._props_dict().items())
-        op = _memoised(type(self), props, types, pytensor.config.floatX)
+        types, props = [inp.type for inp in inputs], self._props_dict()
+        # floatX decides the dtypes of an inner graph of float32
+        key = type(self), *props.items(), *types, pytensor.config.floatX
+        op = self._instances.get(key)
+        if op is None:
+            op = self._instances[key] = type(self)(**props, input_types=types)
         return super(TensorSymbolicOp, op).__call__(*inputs, **kwargs)
 
     def __getstate__(self):
@@ -272,12 +279,6 @@ def connected_cotangents(outputs, output_grads) -> list[Variable] | None:
         grad if is_used else pt.zeros_like(out)
         for out, grad, is_used in zip(outputs, output_grads, used, strict=True)
     ]
-
-
-@lru_cache(maxsize=4096)
-def _memoised(cls: type[FusedOp], props: tuple, input_types: tuple, floatX: str):
-    # floatX decides the dtypes of an inner graph of float32
-    return cls(**dict(props), input_types=list(input_types))
 
 
 class PullbackOp(FusedOp):
