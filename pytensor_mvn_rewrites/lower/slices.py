@@ -16,6 +16,7 @@ from pytensor.tensor.subtensor import AdvancedSubtensor, Subtensor, indices_from
 from pytensor.tensor.type import TensorType
 
 from pytensor_mvn_rewrites.graph import Tensor
+from pytensor_mvn_rewrites.ops.packed_cholesky import PackedCholesky, packed_length
 from pytensor_mvn_rewrites.pipeline import lower
 
 
@@ -104,10 +105,17 @@ def sure_lengths(fgraph) -> dict[Variable, int]:
     """How many entries vectors have if there is no error: those of which pieces are computed."""
     lengths: dict[Variable, int] = {}
     for node in fgraph.apply_nodes:
-        for out in node.outputs:
-            piece = piece_of_read(out)
-            if piece is not None and is_sure(out, piece):
-                lengths[piece.source] = max(lengths.get(piece.source, 0), last(piece))
+        read = [(out, piece_of_read(out)) for out in node.outputs]
+        sure = [piece for out, piece in read if piece is not None and is_sure(out, piece)]
+        if isinstance(node.op, PackedCholesky):
+            # a vector of another length is an error, and so are rows that cannot be joined
+            [packed] = node.inputs
+            rows = packed.owner.inputs if isinstance(packed.owner_op, Join) else [packed]
+            pieces = [piece_of(row) for row in rows if row.type.ndim == packed.type.ndim]
+            length = packed_length(node.op.n)
+            sure += [piece for piece in pieces if piece and piece.shape[-1] == length]
+        for piece in sure:
+            lengths[piece.source] = max(lengths.get(piece.source, 0), last(piece))
     return lengths
 
 

@@ -7,6 +7,11 @@ from pytensor.gradient import disconnected_type
 from pytensor_mvn_rewrites.ops.gaussian import KernelOp, PullbackOp, connected_cotangents
 
 
+def packed_length(n: int) -> int:
+    """The number of entries on and below the diagonal of an n x n matrix."""
+    return n * (n + 1) // 2
+
+
 def diagonal_positions(n: int) -> np.ndarray:
     """Where the diagonal of a lower triangle of n rows is, packed row by row."""
     return np.arange(1, n + 1).cumsum() - 1
@@ -109,7 +114,7 @@ class PackedCholeskyPullback(KernelOp, PullbackOp):
 
     def infer_shape(self, node, shapes):
         """Batch shape of the inputs, core shape from `n`."""
-        p = self.n * (self.n + 1) // 2
+        p = packed_length(self.n)
         return [(*self.batch_shape(node, shapes), pt.constant(p, dtype="int64"))]
 
 

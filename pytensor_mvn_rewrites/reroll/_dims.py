@@ -21,6 +21,7 @@ from pytensor.tensor.subtensor import Subtensor
 from pytensor_mvn_rewrites.graph import reduced_axes
 from pytensor_mvn_rewrites.ops import PackedCholesky
 from pytensor_mvn_rewrites.ops.gaussian import FusedOp, parse_signature
+from pytensor_mvn_rewrites.ops.packed_cholesky import packed_length
 
 Dim = tuple[Variable, int]
 
@@ -101,7 +102,7 @@ def _equate_node(dims: DimEquations, node) -> None:
             _equate_subtensor(dims, node, idx_list)
         case PackedCholesky(n=n):
             [packed] = node.inputs
-            dims.set_length((packed, packed.type.ndim - 1), n * (n + 1) // 2)
+            dims.set_length((packed, packed.type.ndim - 1), packed_length(n))
             _equate_gufunc(dims, node, *parse_signature(node.op.signature))
         case FusedOp():
             _equate_gufunc(dims, node, *parse_signature(node.op.signature))

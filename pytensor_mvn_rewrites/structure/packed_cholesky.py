@@ -25,7 +25,7 @@ from pytensor_mvn_rewrites.graph import (
     positions_of,
 )
 from pytensor_mvn_rewrites.ops import PackedCholesky, packed_cholesky
-from pytensor_mvn_rewrites.ops.packed_cholesky import diagonal_positions
+from pytensor_mvn_rewrites.ops.packed_cholesky import diagonal_positions, packed_length
 from pytensor_mvn_rewrites.pipeline import structure
 from pytensor_mvn_rewrites.proofs.constants import scalar_constant
 from pytensor_mvn_rewrites.structure._assemble import outputs_like
@@ -178,5 +178,5 @@ def takes(node, n: int) -> bool:
     index = indices_from_subtensor(node.inputs[n_before:], node.op.idx_list)
     if len(index) != packed.type.ndim or not all(map(is_full_slice, index[:-1])):
         return False
-    positions = positions_of(index[-1], n * (n + 1) // 2)
+    positions = positions_of(index[-1], packed_length(n))
     return positions is not None and np.array_equal(positions, diagonal_positions(n))
