@@ -16,7 +16,6 @@ from pytensor.tensor.subtensor import AdvancedSubtensor, Subtensor, indices_from
 from pytensor.tensor.type import TensorType
 
 from pytensor_mvn_rewrites.graph import Tensor
-from pytensor_mvn_rewrites.ops.packed_cholesky import PackedCholesky, packed_length
 from pytensor_mvn_rewrites.pipeline import lower
 
 
@@ -107,16 +106,25 @@ def sure_lengths(fgraph) -> dict[Variable, int]:
     for node in fgraph.apply_nodes:
         read = [(out, piece_of_read(out)) for out in node.outputs]
         sure = [piece for out, piece in read if piece is not None and is_sure(out, piece)]
-        if isinstance(node.op, PackedCholesky):
-            # a vector of another length is an error, and so are rows that cannot be joined
-            [packed] = node.inputs
-            rows = packed.owner.inputs if isinstance(packed.owner_op, Join) else [packed]
-            pieces = [piece_of(row) for row in rows if row.type.ndim == packed.type.ndim]
-            length = packed_length(node.op.n)
-            sure += [piece for piece in pieces if piece and piece.shape[-1] == length]
+        if isinstance(node.op, SpecifyShape | Reshape) and None not in node.outputs[0].type.shape:
+            sure += whole_parts(node.inputs[0], math.prod(node.outputs[0].type.shape))
         for piece in sure:
             lengths[piece.source] = max(lengths.get(piece.source, 0), last(piece))
     return lengths
+
+
+def whole_parts(joined: Variable, size: int) -> list[Piece]:
+    """The pieces of a join, if it has `size` entries only if they are all there."""
+    if not isinstance(joined.owner_op, Join):
+        return []
+    pieces = [piece_of(part) for part in joined.owner.inputs]
+    shapes = [
+        piece.shape if piece else part.type.shape
+        for part, piece in zip(joined.owner.inputs, pieces, strict=True)
+    ]
+    if any(None in shape for shape in shapes) or sum(map(math.prod, shapes)) != size:
+        return []
+    return [piece for piece in pieces if piece]
 
 
 def is_there(piece: Piece, lengths: dict[Variable, int]) -> bool:
