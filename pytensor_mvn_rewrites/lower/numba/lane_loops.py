@@ -17,6 +17,7 @@ from numba.core import cgutils
 from pytensor_mvn_rewrites.lower.numba.jit import njit_exact
 from pytensor_mvn_rewrites.lower.numba.vectors import (
     WIDTH,
+    Difference,
     Index,
     Memory,
     Product,
@@ -79,29 +80,17 @@ def emit_loops(spec, n: Index, scratch: Memory, places) -> tuple[Vec, Product]:
     value, mu, matrix, g_quad, g_half_logdet, dvalue, dmu, dmatrix = places
     t = Scratch(scratch, n)
     load_triangle(t, matrix)
-    load_delta(t, value, mu)
+    load_delta(t, Difference(value, mu))
+    if spec.param == "tau":
+        quad = multiply(t)
     if spec.param == "chol":
         invert_diagonal(t)
-        substitute(t)
-        wants_inverse = False
     else:
-        if spec.param == "tau":
-            quad = multiply(t)
         factorize(t)
-        wants_inverse = spec.wants_matrix
-        if wants_inverse:
-            invert(t)
     if spec.param != "tau":
-        if wants_inverse:
-            multiply_by_inverse(t)
-        elif spec.param == "cov":
-            substitute(t)
-        quad = sum_of_squares(t)
+        quad = substitute(t, DELTA, Z)
         if spec.wants_gradient:
-            if wants_inverse:
-                multiply_by_transposed_inverse(t)
-            else:
-                substitute_transposed(t)
+            substitute(t, Z, A, transposed=True)
     if spec.wants_gradient:
         for_each(t, lambda i: t.store(2.0 * g_quad * t.load(t.vector(A, i)), t.vector(U, i)))
     if spec.wants_value:
@@ -112,6 +101,7 @@ def emit_loops(spec, n: Index, scratch: Memory, places) -> tuple[Vec, Product]:
         if spec.param == "chol":
             gradient_of_factor(t, g_half_logdet)
         else:
+            invert(t)
             gradient_of_matrix(t, spec.param, g_quad, g_half_logdet)
         store_triangle(t, dmatrix)
     return quad, product_of_pivots(t)
@@ -128,13 +118,16 @@ def windows(t: Scratch, length: Index):
     return loop(t.memory.builder, 0, length, step=WIDTH, last=t.n - WIDTH)
 
 
+def load_transposed(memory: Memory | Difference, size: Index, start: Index):
+    """Eight numbers of each lane, whose records have `size` numbers: one vector for each number."""
+    return transpose([memory.load((size * lane + start).value) for lane in range(WIDTH)])
+
+
 def load_triangle(t: Scratch, matrix: Memory) -> None:
     """Transpose the lower triangle into scratch; what a row stores too far, the next overwrites."""
     builder = t.memory.builder
-    size = t.n * t.n
     with loop(builder, 0, t.n) as i, windows(t, i + 1) as start:
-        rows = [matrix.load((size * lane + i * t.n + start).value) for lane in range(WIDTH)]
-        for k, column in enumerate(transpose(rows)):
+        for k, column in enumerate(load_transposed(matrix, t.n * t.n, i * t.n + start)):
             t.store(column, t.element(i, start + k))
     with loop(builder, t.n, t.padded) as i:
         with loop(builder, 0, i) as j:
@@ -142,15 +135,11 @@ def load_triangle(t: Scratch, matrix: Memory) -> None:
         t.store(Vec.full(builder, 1.0), t.element(i, i))
 
 
-def load_delta(t: Scratch, value: Memory, mu: Memory) -> None:
+def load_delta(t: Scratch, delta: Difference) -> None:
     """Transpose the difference to the mean into scratch."""
     builder = t.memory.builder
     with windows(t, t.n) as start:
-        rows = []
-        for lane in range(WIDTH):
-            offset = (t.n * lane + start).value
-            rows.append(value.load(offset) - mu.load(offset))
-        for k, column in enumerate(transpose(rows)):
+        for k, column in enumerate(load_transposed(delta, t.n, start)):
             t.store(column, t.vector(DELTA, start + k))
     with loop(builder, t.n, t.padded) as i:
         t.store(Vec.full(builder, 0.0), t.vector(DELTA, i))
@@ -333,69 +322,30 @@ def invert_diagonal(t: Scratch) -> None:
     for_each(t, body)
 
 
-def substitute(t: Scratch) -> None:
-    """Solve z = L^-1 delta, three rows at a time."""
+def substitute(t: Scratch, source: int, target: int, *, transposed: bool = False) -> Vec:
+    """Solve L z = delta, or L' a = z from the last row, three rows at a time; return z' z."""
     builder = t.memory.builder
-    with tiles(t) as i0:
-        z = [Variable(t.load(t.vector(DELTA, i0 + i))) for i in STEPS]
-        with loop(builder, 0, i0) as k:
-            known = t.load(t.vector(Z, k))
+    squares = Variable(Vec.full(builder, 0.0))
+
+    def factor(row: Index, column: Index) -> Vec:
+        return t.load(t.element(column, row) if transposed else t.element(row, column))
+
+    with tiles(t) as before:
+        i0 = t.padded - TILE - before if transposed else before
+        x = [Variable(t.load(t.vector(source, i0 + i))) for i in STEPS]
+        with loop(builder, *((i0 + TILE, t.padded) if transposed else (0, i0))) as k:
+            known = t.load(t.vector(target, k))
             for i in STEPS:
-                z[i].set(z[i].get() - t.load(t.element(i0 + i, k)) * known)
-        for i in STEPS:
-            pairs = [(t.load(t.element(i0 + i, i0 + k)), z[k].get()) for k in range(i)]
-            z[i].set(dot(z[i].get(), pairs, -1) * t.load(t.vector(INVERSE, i0 + i)))
-            t.store(z[i].get(), t.vector(Z, i0 + i))
-
-
-def substitute_transposed(t: Scratch) -> None:
-    """Solve a = L'^-1 z, three columns at a time, from the last."""
-    builder = t.memory.builder
-    with tiles(t) as done:
-        j0 = t.padded - TILE - done
-        a = [Variable(t.load(t.vector(Z, j0 + j))) for j in STEPS]
-        with loop(builder, j0 + TILE, t.padded) as k:
-            known = t.load(t.vector(A, k))
-            for j in STEPS:
-                a[j].set(a[j].get() - t.load(t.element(k, j0 + j)) * known)
-        for j in reversed(STEPS):
-            pairs = [(t.load(t.element(j0 + k, j0 + j)), a[k].get()) for k in range(j + 1, TILE)]
-            a[j].set(dot(a[j].get(), pairs, -1) * t.load(t.vector(INVERSE, j0 + j)))
-            t.store(a[j].get(), t.vector(A, j0 + j))
-
-
-def multiply_by_inverse(t: Scratch) -> None:
-    """Compute z = m delta, three rows at a time."""
-    builder = t.memory.builder
-    with tiles(t) as i0:
-        z = [Variable(Vec.full(builder, 0.0)) for _ in STEPS]
-        with loop(builder, 0, i0) as k:
-            delta = t.load(t.vector(DELTA, k))
-            for i in STEPS:
-                z[i].set(z[i].get() + t.load(t.element(i0 + i, k)) * delta)
-        for i in STEPS:
-            pairs = [
-                (t.load(t.element(i0 + i, i0 + k)), t.load(t.vector(DELTA, i0 + k)))
-                for k in range(i + 1)
-            ]
-            t.store(dot(z[i].get(), pairs), t.vector(Z, i0 + i))
-
-
-def multiply_by_transposed_inverse(t: Scratch) -> None:
-    """Compute a = m' z, three columns at a time."""
-    builder = t.memory.builder
-    with tiles(t) as j0:
-        a = [Variable(Vec.full(builder, 0.0)) for _ in STEPS]
-        with loop(builder, j0 + TILE, t.padded) as k:
-            z = t.load(t.vector(Z, k))
-            for j in STEPS:
-                a[j].set(a[j].get() + t.load(t.element(k, j0 + j)) * z)
-        for j in STEPS:
-            pairs = [
-                (t.load(t.element(j0 + k, j0 + j)), t.load(t.vector(Z, j0 + k)))
-                for k in range(j, TILE)
-            ]
-            t.store(dot(a[j].get(), pairs), t.vector(A, j0 + j))
+                x[i].set(x[i].get() - factor(i0 + i, k) * known)
+        done: list[int] = []
+        for i in reversed(STEPS) if transposed else STEPS:
+            pairs = [(factor(i0 + i, i0 + k), x[k].get()) for k in done]
+            solved = dot(x[i].get(), pairs, -1) * t.load(t.vector(INVERSE, i0 + i))
+            x[i].set(solved)
+            t.store(solved, t.vector(target, i0 + i))
+            squares.set(squares.get() + solved * solved)
+            done.append(i)
+    return squares.get()
 
 
 def multiply(t: Scratch) -> Vec:
@@ -410,18 +360,6 @@ def multiply(t: Scratch) -> Vec:
             a.set(a.get() + t.load(t.element(j, i)) * t.load(t.vector(DELTA, j)))
         t.store(a.get(), t.vector(A, i))
         quad.set(quad.get() + a.get() * t.load(t.vector(DELTA, i)))
-    return quad.get()
-
-
-def sum_of_squares(t: Scratch) -> Vec:
-    """Return z' z."""
-    quad = Variable(Vec.full(t.memory.builder, 0.0))
-
-    def body(i):
-        z = t.load(t.vector(Z, i))
-        quad.set(quad.get() + z * z)
-
-    for_each(t, body)
     return quad.get()
 
 

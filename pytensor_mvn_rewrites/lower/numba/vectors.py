@@ -306,7 +306,7 @@ class Difference:
         self.left = left
         self.right = right
 
-    def load(self, offset: int) -> Vec:
+    def load(self, offset: int | ir.Value) -> Vec:
         """Eight numbers, the first at `offset`."""
         return self.left.load(offset) - self.right.load(offset)
 
