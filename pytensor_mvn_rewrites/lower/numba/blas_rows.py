@@ -30,6 +30,7 @@ from pytensor_mvn_rewrites.lower.numba.general import (
     SECOND,
     TOTAL,
     VALUE,
+    do_again,
     element,
     store_if_wanted,
 )
@@ -38,7 +39,7 @@ from pytensor_mvn_rewrites.lower.numba.jit import (
     CHOL,
     TAU,
     Table,
-    data_address,
+    copy_table,
     njit_exact,
     words,
 )
@@ -50,7 +51,6 @@ from pytensor_mvn_rewrites.lower.numba.lapack import (
     multiply_columns,
     multiply_transposed,
 )
-from pytensor_mvn_rewrites.lower.numba.rows import N_PLACES, redo_matrix
 from pytensor_mvn_rewrites.lower.numba.vectors import load, store, store_bool
 
 #: Core size from which this kernel is worth having
@@ -76,7 +76,8 @@ BLOCK = 256
 SMALLEST_PIVOT = 1e-150
 
 LANE = 8
-N_R, N_M, N, PARAM, IS_LOGP = Table.N_R, Table.N_M, Table.N, Table.PARAM, Table.IS_LOGP
+N_R, N, PARAM, IS_LOGP = Table.N_R, Table.N, Table.PARAM, Table.IS_LOGP
+M_START, M_STOP = Table.M_START, Table.M_STOP
 
 
 def blas_rows_kernel() -> Callable:
@@ -95,9 +96,9 @@ def run_matrices(table):
     delta, z = np.empty((block, n)), np.empty((block, n))
     a, u = np.empty((block, n)), np.empty((block, n))
     vector_sum = np.empty(n)
-    buffer = np.empty(N_PLACES * n)
     redo_table = words()
-    for m in range(table[N_M]):
+    copy_table(redo_table, table)
+    for m in range(table[M_START], table[M_STOP]):
         n_r = count_rows(table, m, is_grouped)
         if is_grouped and n_r == 0:
             continue
@@ -131,7 +132,7 @@ def run_matrices(table):
                 others = delta if param == TAU else z if param == CHOL else a
                 multiply_columns(u, others, rows, 1.0, products)
         if not fine:
-            redo_matrix(redo_table, table, n, param, is_logp, data_address(buffer), m)
+            do_again(redo_table, m)
             continue
         if table[TOTAL] != 0:
             total = 0.5 * quad_sum + n_r * (half_logdet + n * HALF_LOG_2PI)
@@ -140,8 +141,6 @@ def run_matrices(table):
         add_shared(table, DMU, m, -1.0, vector_sum)
         if wants_matrix:
             store_matrix(table, m, g_sum, factor, symmetric, products)
-    # Numba frees an array after its last use, and takes no notice of the use of its address
-    buffer[0] = 0.0
 
 
 @njit_exact

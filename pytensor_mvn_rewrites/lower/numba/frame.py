@@ -260,7 +260,7 @@ def call_lines(spec: KernelSpec):
     axes = ",".join(spec.axes(name) if name else "" for name in places.values())
     is_checked = "checked_logp_sum" in spec.wanted
     codes = int(spec.is_logp), int(is_checked), PARAM_CODES[spec.param]
-    header = f"(n_r, n_m, n, {', '.join(map(str, codes))})"
+    header = f"(n_r, n_m, n, {', '.join(map(str, codes))}, 0, n_m)"
     arguments = f'"{axes}", {header}, ({", ".join(map(str, places.values()))})'
     opening = "if"
     for condition, kernel in kernels_by_condition(spec):

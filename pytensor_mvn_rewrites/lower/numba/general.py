@@ -38,6 +38,7 @@ LAPACK_MIN_N = 48
 HALF_LOG_2PI = 0.9189385332046727
 
 N_R, N_M, N, PARAM = Table.N_R, Table.N_M, Table.N, Table.PARAM
+M_START, M_STOP = Table.M_START, Table.M_STOP
 IS_LOGP, IS_CHECKED = Table.IS_LOGP, Table.IS_CHECKED
 VALUE, MU, MATRIX, G_FIRST, G_SECOND, FIRST, SECOND, DVALUE, DMU, DMATRIX, POSDEF, TOTAL = map(
     Table.entry, Table.NAMES[: Table.NAMES.index("start")]
@@ -64,7 +65,7 @@ def run_matrices(table):
     delta, z, a = np.empty(n), np.empty(n), np.empty(n)
     grad = np.empty((n, n))
     total = 0.0
-    for m in range(table[N_M]):
+    for m in range(table[M_START], table[M_STOP]):
         n_rows = count_rows(table, m, is_grouped)
         if is_grouped and n_rows == 0:
             continue
@@ -155,46 +156,48 @@ def store_vector(table, output, r, m, factor, a):
 
 
 @njit_exact
-def do_again(table):
-    """Do one matrix with all of its rows, which another kernel could not.
+def do_again(own_table, m):
+    """Do one matrix with all of its rows, which another kernel could not; the table is its own.
 
     Most often it has no Cholesky factor, and everything is NaN.
     """
-    if table[PARAM] == CHOL or has_factor(table):
-        call_or_interpret("small", table)
+    own_table[M_START], own_table[M_STOP] = m, m + 1
+    if own_table[PARAM] == CHOL or has_factor(own_table, m):
+        call_or_interpret("small", own_table)
     else:
-        fill_with_nan(table)
+        fill_with_nan(own_table, m)
 
 
 @njit_exact
-def has_factor(table):
+def has_factor(table, m):
     """Whether a matrix is positive definite."""
-    n = table[N]
+    n, source = table[N], element(table, MATRIX, 0, m)
     chol = np.empty((n, n))
     for i in range(n):
         for j in range(i + 1):
-            chol[i, j] = load(table[MATRIX] + i * table[MATRIX + 3] + j * table[MATRIX + 4])
+            chol[i, j] = load(source + i * table[MATRIX + 3] + j * table[MATRIX + 4])
     return factorize(chol)
 
 
 @njit_exact
-def fill_with_nan(table):
+def fill_with_nan(table, m):
     """Write the results for a matrix without a factor."""
     n, is_grouped = table[N], table[START] != 0
-    n_rows = count_rows(table, 0, is_grouped)
+    n_rows = count_rows(table, m, is_grouped)
     for row in range(n_rows):
-        r = row_number(table, 0, row, is_grouped)
+        r = row_number(table, m, row, is_grouped)
         for output in (FIRST, SECOND):
-            store_if_wanted(table, output, r, 0, np.nan)
+            store_if_wanted(table, output, r, m, np.nan)
         if table[POSDEF] != 0:
-            store_bool(element(table, POSDEF, r, 0), False)
+            store_bool(element(table, POSDEF, r, m), False)
         for output in (DVALUE, DMU):
             for i in range(n if table[output] != 0 else 0):
-                store(element(table, output, r, 0) + i * table[output + 4], np.nan)
+                store(element(table, output, r, m) + i * table[output + 4], np.nan)
     if table[DMATRIX] != 0:
+        target = element(table, DMATRIX, 0, m)
         for i in range(n):
             for j in range(n):
-                store(table[DMATRIX] + i * table[DMATRIX + 3] + j * table[DMATRIX + 4], np.nan)
+                store(target + i * table[DMATRIX + 3] + j * table[DMATRIX + 4], np.nan)
     if table[TOTAL] != 0 and n_rows > 0:
         total = -np.inf if table[IS_CHECKED] != 0 else np.nan
         store(table[TOTAL], load(table[TOTAL]) + total)

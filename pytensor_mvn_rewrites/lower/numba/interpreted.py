@@ -39,7 +39,8 @@ def interpret_or_compile(name: str, table: int) -> int:
     global _seconds_spent
     numbers = (ctypes.c_ssize_t * Table.SIZE).from_address(table)
     n, n_rows = numbers[Table.N], numbers[Table.N_R]
-    expected = STEP * numbers[Table.N_M] * (n**3 + 4 * n_rows * n**2)
+    n_matrices = numbers[Table.M_STOP] - numbers[Table.M_START]
+    expected = STEP * n_matrices * (n**3 + 4 * n_rows * n**2)
     if name in jit._KERNELS or _seconds_spent + expected > PATIENCE:
         return jit.kernel_address(name)
     start = time.perf_counter()

@@ -43,13 +43,14 @@ class Table:
     axes. An address of zero stands for an operand that the op does not have, or for an output that
     is not wanted; a distance of zero along a batch axis for an operand that is broadcast, or for an
     output that is summed, and starts at zero. In the header, `IS_CHECKED` says that a matrix that
-    is not positive definite adds minus infinity to the sum `total`, instead of NaN.
+    is not positive definite adds minus infinity to the sum `total`, instead of NaN. A kernel does
+    the matrices from `M_START` to `M_STOP`, of `N_M` in all.
 
     When rows are in groups, `start` and `order` say which rows a matrix has, see :mod:`.groups`.
     """
 
-    N_R, N_M, N, IS_LOGP, IS_CHECKED, PARAM = range(6)
-    FIRST = 6
+    N_R, N_M, N, IS_LOGP, IS_CHECKED, PARAM, M_START, M_STOP = range(8)
+    FIRST = 8
     STRIDES = 5
     NAMES = (
         *("value", "mu", "matrix", "g_first", "g_second"),
@@ -64,6 +65,8 @@ class Table:
         """Where the numbers of an operand or output start."""
         return cls.FIRST + cls.STRIDES * cls.NAMES.index(name)
 
+
+TABLE_SIZE = Table.SIZE
 
 #: Codes of the parametrizations in the table
 COV, CHOL, TAU = 0, 1, 2
@@ -201,6 +204,13 @@ def data_address(typingctx, array):
         return builder.ptrtoint(data, context.get_value_type(types.intp))
 
     return types.intp(array), codegen
+
+
+@njit_exact
+def copy_table(target, source):
+    """Copy a table, to describe a part of the batch or to put a result elsewhere."""
+    for k in range(TABLE_SIZE):
+        target[k] = source[k]
 
 
 @intrinsic

@@ -30,9 +30,9 @@ from pytensor_mvn_rewrites.lower.numba.formulas import (
 )
 from pytensor_mvn_rewrites.lower.numba.general import HALF_LOG_2PI, do_again
 from pytensor_mvn_rewrites.lower.numba.jit import (
-    PARAM_CODES,
     Table,
     bind,
+    copy_table,
     data_address,
     njit_exact,
     words,
@@ -95,10 +95,9 @@ CHUNK = 4096
 N_PLACES = Table.NAMES.index("posdef")
 CORE_NDIMS = Table.CORE_NDIMS[:N_PLACES]
 FIRST_OUTPUT = Table.NAMES.index("first")
-N_R, N_M, N, PARAM = Table.N_R, Table.N_M, Table.N, Table.PARAM
-IS_LOGP, IS_CHECKED = Table.IS_LOGP, Table.IS_CHECKED
-FIRST, STRIDES, TABLE_SIZE = Table.FIRST, Table.STRIDES, Table.SIZE
-POSDEF, TOTAL, START = (Table.entry(name) for name in ("posdef", "total", "start"))
+N_M, N, M_START, M_STOP = Table.N_M, Table.N, Table.M_START, Table.M_STOP
+FIRST, STRIDES = Table.FIRST, Table.STRIDES
+POSDEF, TOTAL = (Table.entry(name) for name in ("posdef", "total"))
 ALL = (1 << WIDTH) - 1
 
 
@@ -148,8 +147,6 @@ def lanes_kernel(spec: LanesSpec) -> Callable:
         run_blocks,
         blocks=blocks_intrinsic(spec),
         CORE_SIZE=spec.n,
-        PARAM_CODE=PARAM_CODES[spec.param],
-        IS_LOGP_CODE=int(spec.form != "quad"),
         IS_SUM=spec.form == "sum",
         HALF_LOGDET_SCALE=HALF_LOGDET_SCALES[spec.param],
     )
@@ -159,7 +156,7 @@ def lanes_kernel(spec: LanesSpec) -> Callable:
 
 # what lanes_kernel specialises: functions and constants of the loop below
 blocks: Callable = njit_exact
-CORE_SIZE = PARAM_CODE = IS_LOGP_CODE = 0
+CORE_SIZE = 0
 IS_SUM = False
 HALF_LOGDET_SCALE = 0.0
 
@@ -180,21 +177,19 @@ def run_blocks(table):
     at[N_PLACES] = aligned(data_address(scratch))
     at[N_PLACES + 1] = sums
     redo_table = words()
-    redo_table[PARAM], redo_table[IS_LOGP] = PARAM_CODE, IS_LOGP_CODE
-    redo_table[IS_CHECKED] = table[IS_CHECKED]
-    redo_table[TOTAL] = sums + SUM_OF_REDONE if IS_SUM else 0
-    redo_table[START] = 0
-    n_m = table[N_M]
-    m = n_redone = 0
-    while m < n_m:
+    copy_table(redo_table, table)
+    if IS_SUM:
+        redo_table[TOTAL] = sums + SUM_OF_REDONE
+    m, stop, n_redone = table[M_START], table[M_STOP], 0
+    while m < stop:
         if IS_SUM and m % CHUNK == 0:
             n_redone = 0
             start_sums(sums)
         # everything that is in place goes in one run, up to a block that is not fine
-        count = min(WIDTH, n_m - m)
-        chunk_end = min(m - m % CHUNK + CHUNK, n_m)
+        count = min(WIDTH, stop - m)
+        chunk_end = min(m - m % CHUNK + CHUNK, stop)
         n_blocks = (chunk_end - m) // WIDTH if in_place and count == WIDTH else 1
-        if not in_place or m == 0 or count < WIDTH:
+        if not in_place or m == table[M_START] or count < WIDTH:
             pack(table, shapes, home, at, m, count)
         result = blocks(at, step, n_blocks, n, count)
         fine, n_before = result & ALL, (result >> WIDTH) - 1
@@ -203,14 +198,13 @@ def run_blocks(table):
         for k in range(N_PLACES):
             at[k] += n_before * step[k]
         m += n_before * WIDTH
+        if not in_place or count < WIDTH:
+            unpack(table, shapes, home, at, m, count, fine)
         if fine != ALL:
             for lane in range(count):
                 if (fine >> lane) & 1 == 0:
-                    fill_redo_table(redo_table, table, shapes, at, m, lane)
-                    do_again(redo_table)
+                    do_again(redo_table, m + lane)
                     n_redone += 1
-        if not in_place or count < WIDTH:
-            unpack(table, shapes, home, at, m, count)
         for k in range(N_PLACES):
             at[k] += step[k]
         m += count
@@ -289,7 +283,7 @@ def find_places(table, n, buffer, shapes, home, at, step):
         )
         shapes[2 * k], shapes[2 * k + 1] = rows, columns
         home[k] = buffer
-        at[k] = table[entry] if in_place else buffer
+        at[k] = table[entry] + table[M_START] * table[entry + 2] if in_place else buffer
         step[k] = WIDTH * size if in_place else 0
         if k < FIRST_OUTPUT and table[entry] == 0:
             # what does not exist stays zero
@@ -313,7 +307,7 @@ def pack(table, shapes, home, at, m, count):
         if table[entry] == 0 or (at[k] != home[k] and count == WIDTH):
             continue
         at[k] = home[k]
-        if k >= FIRST_OUTPUT or (table[entry + 2] == 0 and m > 0):
+        if k >= FIRST_OUTPUT or (table[entry + 2] == 0 and m > table[M_START]):
             continue
         target = home[k]
         for lane in range(WIDTH):
@@ -325,15 +319,18 @@ def pack(table, shapes, home, at, m, count):
 
 
 @njit_exact
-def unpack(table, shapes, home, at, m, count):
-    """Copy outputs from their buffers, or add them where a gradient is shared."""
+def unpack(table, shapes, home, at, m, count, fine):
+    """Copy outputs of lanes that are fine from their buffers, or add to a shared gradient."""
     for k in range(FIRST_OUTPUT, N_PLACES):
         entry = FIRST + STRIDES * k
         if table[entry] == 0 or at[k] != home[k]:
             continue
         is_sum = table[entry + 2] == 0 and table[N_M] > 1
-        source = home[k]
+        size = 8 * shapes[2 * k] * shapes[2 * k + 1]
         for lane in range(count):
+            if (fine >> lane) & 1 == 0:
+                continue
+            source = home[k] + lane * size
             target = table[entry] + (m + lane) * table[entry + 2]
             for i in range(shapes[2 * k]):
                 for j in range(shapes[2 * k + 1]):
@@ -341,23 +338,6 @@ def unpack(table, shapes, home, at, m, count):
                     before = load(address) if is_sum else 0.0
                     store(address, before + load(source))
                     source += 8
-
-
-@njit_exact
-def fill_redo_table(redo_table, table, shapes, at, m, lane):
-    """Describe one lane of a block, for the kernel of one matrix after the other."""
-    redo_table[N_R] = redo_table[N_M] = 1
-    redo_table[N] = shapes[1]
-    for k in range(N_PLACES):
-        entry = FIRST + STRIDES * k
-        rows, columns = shapes[2 * k], shapes[2 * k + 1]
-        redo_table[entry] = at[k] + 8 * lane * rows * columns if table[entry] != 0 else 0
-        redo_table[entry + 1] = redo_table[entry + 2] = 0
-        redo_table[entry + 3] = 8 * columns
-        redo_table[entry + 4] = 8
-    flag = table[POSDEF] + (m + lane) * table[POSDEF + 2]
-    redo_table[POSDEF] = flag if table[POSDEF] != 0 else 0
-    redo_table[POSDEF + 1] = redo_table[POSDEF + 2] = 0
 
 
 # --- the computation of blocks ---------------------------------------------------------------

@@ -38,9 +38,9 @@ from pytensor_mvn_rewrites.lower.numba.groups import (
     rows_are_run,
 )
 from pytensor_mvn_rewrites.lower.numba.jit import (
-    PARAM_CODES,
     Table,
     bind,
+    copy_table,
     data_address,
     njit_exact,
     words,
@@ -83,8 +83,7 @@ IS_VECTOR = tuple(Table.CORE_NDIMS[Table.NAMES.index(name)] == 1 for name in PLA
 MATRIX, DMATRIX, POSDEF, TOTAL, DVALUE = (
     Table.entry(name) for name in ("matrix", "dmatrix", "posdef", "total", "dvalue")
 )
-N_R, N_M, PARAM, IS_LOGP = Table.N_R, Table.N_M, Table.PARAM, Table.IS_LOGP
-FIRST, STRIDES, TABLE_SIZE = Table.FIRST, Table.STRIDES, Table.SIZE
+N_R, N_M, M_START, M_STOP = Table.N_R, Table.N_M, Table.M_START, Table.M_STOP
 LANE, VECTOR = 8, 8 * WIDTH
 
 
@@ -154,8 +153,6 @@ def rows_kernel(spec: RowsSpec) -> Callable:
         rows_apart=rows_apart_intrinsic(spec) if spec.apart else no_rows,
         finish=finish_intrinsic(spec),
         CORE_SIZE=spec.n,
-        PARAM_CODE=PARAM_CODES[spec.param],
-        IS_LOGP_CODE=int(spec.form != "quad"),
         HALF_LOGDET_SCALE=HALF_LOGDET_SCALES[spec.param],
         STATE_SIZE=State(spec.n).size(spec),
     )
@@ -168,7 +165,7 @@ begin: Callable = njit_exact
 rows: Callable = njit_exact
 rows_apart: Callable = njit_exact
 finish: Callable = njit_exact
-CORE_SIZE = PARAM_CODE = IS_LOGP_CODE = STATE_SIZE = 0
+CORE_SIZE = STATE_SIZE = 0
 HALF_LOGDET_SCALE = 0.0
 IS_GROUPED = False
 
@@ -193,8 +190,7 @@ def lanes_are_rows(n_m, n_r):
 
 def run_matrices(table):
     """Loop over matrices, one or eight at a time, and over their rows."""
-    n_m = table[N_M]
-    by_row = lanes_are_rows(n_m, mean_rows(table, IS_GROUPED))
+    by_row = lanes_are_rows(table[N_M], mean_rows(table, IS_GROUPED))
     state_array = np.empty(STATE_SIZE + WIDTH)
     buffer_array = np.empty(WIDTH * (4 * CORE_SIZE + 5))
     state = aligned(data_address(state_array))
@@ -208,8 +204,9 @@ def run_matrices(table):
     base, stride = words(), words()
     can_be_apart = IS_GROUPED and by_row and cores_are_dense(table)
     redo_table = words()
-    for m in range(0, n_m, 1 if by_row else WIDTH):
-        n_matrices = 1 if by_row else min(WIDTH, n_m - m)
+    copy_table(redo_table, table)
+    for m in range(table[M_START], table[M_STOP], 1 if by_row else WIDTH):
+        n_matrices = 1 if by_row else min(WIDTH, table[M_STOP] - m)
         n_r = most_rows(table, m, n_matrices, IS_GROUPED)
         if n_r == 0 and IS_GROUPED:
             continue
@@ -244,9 +241,7 @@ def run_matrices(table):
                     table, CORE_SIZE, IS_GROUPED, HALF_LOGDET_SCALE, state, m + lane, lane, by_row
                 )
             else:
-                redo_matrix(
-                    redo_table, table, CORE_SIZE, PARAM_CODE, IS_LOGP_CODE, home[0], m + lane
-                )
+                do_again(redo_table, m + lane)
     # Numba frees an array after its last use, and takes no notice of the use of its address
     state_array[0] = buffer_array[0] = 0.0
 
@@ -420,33 +415,6 @@ def unpack_matrix(table, n, is_grouped, half_logdet_scale, state, m, lane, by_ro
             store_flags(flags + r, ALL)
         for r in range(dense, n_r):
             store_bool(flags + r * table[POSDEF + 1], True)
-
-
-@njit_exact
-def redo_matrix(redo_table, table, n, param, is_logp, buffer, m):
-    """Let the kernel of one matrix after the other do one of them, with all of its rows."""
-    for k in range(TABLE_SIZE):
-        redo_table[k] = table[k]
-    redo_table[N_M] = 1
-    redo_table[PARAM], redo_table[IS_LOGP] = param, is_logp
-    for entry in range(FIRST, TABLE_SIZE, STRIDES):
-        redo_table[entry] += m * table[entry + 2]
-        redo_table[entry + 2] = 0
-    # it does not know that other matrices add to the same gradient: its part goes to a buffer
-    for k in range(FIRST_OUTPUT, N_PLACES):
-        entry = ENTRIES[k]
-        if IS_VECTOR[k] and table[entry] != 0 and table[entry + 1] == table[entry + 2] == 0:
-            redo_table[entry] = buffer + LANE * n * k
-            redo_table[entry + 4] = LANE
-            for i in range(n):
-                store(redo_table[entry] + LANE * i, 0.0)
-    do_again(redo_table)
-    for k in range(FIRST_OUTPUT, N_PLACES):
-        entry = ENTRIES[k]
-        if IS_VECTOR[k] and table[entry] != 0 and table[entry + 1] == table[entry + 2] == 0:
-            for i in range(n):
-                target = table[entry] + i * table[entry + 4]
-                store(target, load(target) + load(redo_table[entry] + LANE * i))
 
 
 # --- the computation of one block -------------------------------------------------------------

@@ -25,6 +25,7 @@ from pytensor_mvn_rewrites.lower.numba.jit import (
     bind,
     call_kernel_by_table,
     call_python,
+    copy_table,
     kernel_address,
     njit_exact,
     words,
@@ -63,8 +64,7 @@ def threads_kernel(name: str) -> Callable:
 # what threads_kernel specialises
 share: Callable = njit_exact
 KERNEL = ""
-N_M, N = Table.N_M, Table.N
-FIRST, STRIDES, TABLE_SIZE = Table.FIRST, Table.STRIDES, Table.SIZE
+N_M, N, M_START, M_STOP = Table.N_M, Table.N, Table.M_START, Table.M_STOP
 
 
 def run_or_share(table):
@@ -98,7 +98,10 @@ def run_chunks(work):
         # the table is gone when all is done
         if chunk >= n_chunks:
             break
-        fill_chunk_table(own_table, table_at(work[TABLE]), chunk)
+        table = table_at(work[TABLE])
+        copy_table(own_table, table)
+        own_table[M_START] = chunk * CHUNK
+        own_table[M_STOP] = min(table[N_M], own_table[M_START] + CHUNK)
         if own_table[TOTAL] != 0:
             own_table[TOTAL] = work[SUMS] + 8 * chunk
         call_kernel_by_table(KERNEL, own_table)
@@ -106,17 +109,6 @@ def run_chunks(work):
     for _ in range(SPINS):
         if fetch_add(work, DONE, 0) >= n_chunks:
             break
-
-
-@njit_exact
-def fill_chunk_table(own_table, table, chunk):
-    """Describe one chunk of the batch."""
-    for k in range(TABLE_SIZE):
-        own_table[k] = table[k]
-    own_table[N_M] = min(CHUNK, table[N_M] - chunk * CHUNK)
-    for entry in range(FIRST, TABLE_SIZE, STRIDES):
-        if table[entry] != 0:
-            own_table[entry] += chunk * CHUNK * table[entry + 2]
 
 
 @intrinsic

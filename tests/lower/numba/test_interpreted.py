@@ -25,6 +25,7 @@ def table_of(arrays, param, *, is_logp):
     table = np.zeros(Table.SIZE, np.intp)
     n_r = R if "value" in arrays and arrays["value"][1] == "MR" else 1
     table[[Table.N_R, Table.N_M, Table.N]] = n_r, M, N
+    table[Table.M_STOP] = M
     table[[Table.IS_LOGP, Table.IS_CHECKED, Table.PARAM]] = is_logp, 1, param
     for name, (array, axes) in arrays.items():
         entry = Table.entry(name)
