@@ -219,7 +219,10 @@ def words(typingctx):
 
     def codegen(context, builder, signature, args):
         word = context.get_value_type(types.intp)
-        return cgutils.alloca_once(builder, word, size=ir.Constant(ir.IntType(32), Table.SIZE))
+        room = cgutils.alloca_once(builder, word, size=ir.Constant(ir.IntType(32), Table.SIZE))
+        # aligns the frame of the kernel, where vectors are kept that do not fit in registers
+        room.align = 64
+        return room
 
     return TABLE_TYPE(), codegen
 

@@ -1,8 +1,8 @@
 r"""The kernel for small and medium matrices: eight of them side by side, one per vector lane.
 
 Layout: operands whose eight matrices lie one after the other are read in place, transposed in
-registers, and the results are written back the same way. All others (strided, broadcast, or the
-last few matrices) pass through a small buffer with room for eight.
+registers, and the results are written back the same way. All others pass through a buffer, see
+:mod:`.places`.
 
 The formulas are those of :mod:`.formulas`, or of :mod:`.lane_loops` for medium matrices. A lane
 whose pivots are not positive, or whose numbers leave the range where the formulas are accurate, is
@@ -38,6 +38,7 @@ from pytensor_mvn_rewrites.lower.numba.jit import (
     words,
 )
 from pytensor_mvn_rewrites.lower.numba.lane_loops import emit_loops, scratch_size
+from pytensor_mvn_rewrites.lower.numba.places import N_PLACES, aligned, find_places, pack, unpack
 from pytensor_mvn_rewrites.lower.numba.vectors import (
     WIDTH,
     Difference,
@@ -91,12 +92,7 @@ HALF_LOGDET_SCALES = {"cov": 0.5, "chol": 1.0, "tau": -0.5}
 #: the definition of the sum: threads that share the work add the same numbers in the same order.
 CHUNK = 4096
 
-#: Operands and outputs that a block addresses: all but the last in the table, flags and sum
-N_PLACES = Table.NAMES.index("posdef")
-CORE_NDIMS = Table.CORE_NDIMS[:N_PLACES]
-FIRST_OUTPUT = Table.NAMES.index("first")
-N_M, N, M_START, M_STOP = Table.N_M, Table.N, Table.M_START, Table.M_STOP
-FIRST, STRIDES = Table.FIRST, Table.STRIDES
+N, M_START, M_STOP = Table.N, Table.M_START, Table.M_STOP
 POSDEF, TOTAL = (Table.entry(name) for name in ("posdef", "total"))
 ALL = (1 << WIDTH) - 1
 
@@ -168,12 +164,11 @@ def run_blocks(table):
     buffer = np.empty(WIDTH * (2 * n**2 + 4 * n + 5))
     sums_array = np.empty(WIDTH * (N_SUMS + 1))
     sums = aligned(data_address(sums_array))
-    # of each operand and output: its shape, its buffer, where the block finds it, its next place
-    shapes = words()
-    home = words()
-    at = words()
-    step = words()
-    in_place = find_places(table, n, aligned(data_address(buffer)), shapes, home, at, step)
+    # of each operand and output: its buffer, where the block finds it, and its next place
+    home, at, step = words(), words(), words()
+    in_place = find_places(
+        table, n, False, False, False, aligned(data_address(buffer)), home, at, step
+    )
     at[N_PLACES] = aligned(data_address(scratch))
     at[N_PLACES + 1] = sums
     redo_table = words()
@@ -189,24 +184,19 @@ def run_blocks(table):
         count = min(WIDTH, stop - m)
         chunk_end = min(m - m % CHUNK + CHUNK, stop)
         n_blocks = (chunk_end - m) // WIDTH if in_place and count == WIDTH else 1
-        if not in_place or m == table[M_START] or count < WIDTH:
-            pack(table, shapes, home, at, m, count)
+        pack(table, n, False, False, True, home, at, step, m, 0, count)
         result = blocks(at, step, n_blocks, n, count)
         fine, n_before = result & ALL, (result >> WIDTH) - 1
         if table[POSDEF] != 0:
             store_posdef(table, m, n_before, count, fine)
-        for k in range(N_PLACES):
-            at[k] += n_before * step[k]
         m += n_before * WIDTH
         if not in_place or count < WIDTH:
-            unpack(table, shapes, home, at, m, count, fine)
+            unpack(table, n, False, False, home, at, m, 0, count, fine)
         if fine != ALL:
             for lane in range(count):
                 if (fine >> lane) & 1 == 0:
                     do_again(redo_table, m + lane)
                     n_redone += 1
-        for k in range(N_PLACES):
-            at[k] += step[k]
         m += count
         if IS_SUM and m == chunk_end:
             n_summed = (m - 1) % CHUNK + 1 - n_redone
@@ -258,86 +248,6 @@ def store_posdef(table, m, n_before, count, fine):
     flags += WIDTH * n_before * stride
     for lane in range(count):
         store_bool(flags + lane * stride, (fine >> lane) & 1 != 0)
-
-
-@njit_exact
-def aligned(address):
-    """The next address at which a vector starts a cache line."""
-    return (address + 8 * WIDTH - 1) & -(8 * WIDTH)
-
-
-@njit_exact
-def find_places(table, n, buffer, shapes, home, at, step):
-    """Find out which operands can be used where they are; False if some must move every time."""
-    all_in_place = True
-    for k in range(N_PLACES):
-        rows = n if CORE_NDIMS[k] == 2 else 1
-        columns = n if CORE_NDIMS[k] >= 1 else 1
-        size = 8 * rows * columns
-        entry = FIRST + STRIDES * k
-        in_place = (
-            table[N_M] >= WIDTH
-            and table[entry + 2] == size
-            and (columns == 1 or table[entry + 4] == 8)
-            and (rows == 1 or table[entry + 3] == 8 * columns)
-        )
-        shapes[2 * k], shapes[2 * k + 1] = rows, columns
-        home[k] = buffer
-        at[k] = table[entry] + table[M_START] * table[entry + 2] if in_place else buffer
-        step[k] = WIDTH * size if in_place else 0
-        if k < FIRST_OUTPUT and table[entry] == 0:
-            # what does not exist stays zero
-            for i in range(WIDTH * rows * columns):
-                store(buffer + 8 * i, 0.0)
-        buffer += WIDTH * size
-        # operands that are broadcast move once
-        is_broadcast = k < FIRST_OUTPUT and table[entry + 2] == 0
-        all_in_place = all_in_place and (in_place or is_broadcast or table[entry] == 0)
-    return all_in_place
-
-
-@njit_exact
-def pack(table, shapes, home, at, m, count):
-    """Copy operands to their buffers, and direct outputs there, unless they are used in place.
-
-    Lanes without a matrix repeat the last one.
-    """
-    for k in range(N_PLACES):
-        entry = FIRST + STRIDES * k
-        if table[entry] == 0 or (at[k] != home[k] and count == WIDTH):
-            continue
-        at[k] = home[k]
-        if k >= FIRST_OUTPUT or (table[entry + 2] == 0 and m > table[M_START]):
-            continue
-        target = home[k]
-        for lane in range(WIDTH):
-            source = table[entry] + (m + min(lane, count - 1)) * table[entry + 2]
-            for i in range(shapes[2 * k]):
-                for j in range(shapes[2 * k + 1]):
-                    store(target, load(source + i * table[entry + 3] + j * table[entry + 4]))
-                    target += 8
-
-
-@njit_exact
-def unpack(table, shapes, home, at, m, count, fine):
-    """Copy outputs of lanes that are fine from their buffers, or add to a shared gradient."""
-    for k in range(FIRST_OUTPUT, N_PLACES):
-        entry = FIRST + STRIDES * k
-        if table[entry] == 0 or at[k] != home[k]:
-            continue
-        is_sum = table[entry + 2] == 0 and table[N_M] > 1
-        size = 8 * shapes[2 * k] * shapes[2 * k + 1]
-        for lane in range(count):
-            if (fine >> lane) & 1 == 0:
-                continue
-            source = home[k] + lane * size
-            target = table[entry] + (m + lane) * table[entry + 2]
-            for i in range(shapes[2 * k]):
-                for j in range(shapes[2 * k + 1]):
-                    address = target + i * table[entry + 3] + j * table[entry + 4]
-                    before = load(address) if is_sum else 0.0
-                    store(address, before + load(source))
-                    source += 8
 
 
 # --- the computation of blocks ---------------------------------------------------------------

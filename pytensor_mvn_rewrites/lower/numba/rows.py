@@ -2,8 +2,8 @@
 
 Layout: the matrix is broadcast to all lanes, and eight of its rows go side by side. Operands whose
 rows lie one after the other are read and written in place, transposed in registers; all others
-pass through a small buffer. The gradient for what the rows share is summed per lane, in registers
-while rows are in place, and over the lanes at the end.
+pass through a buffer, see :mod:`.places`. The gradient for what the rows share is summed per lane,
+in registers while rows are in place, and over the lanes at the end.
 
 With many matrices of few rows each, the lanes hold eight matrices and the rows come one by one;
 the code is the same, and only what is packed into the lanes differs. Matrices whose numbers of rows
@@ -30,10 +30,9 @@ from pytensor_mvn_rewrites.lower.numba.formulas import (
     lower_triangle,
     whiten,
 )
-from pytensor_mvn_rewrites.lower.numba.general import HALF_LOG_2PI, do_again, element
+from pytensor_mvn_rewrites.lower.numba.general import HALF_LOG_2PI, do_again
 from pytensor_mvn_rewrites.lower.numba.groups import (
     count_rows,
-    row_number,
     row_numbers,
     rows_are_run,
 )
@@ -45,11 +44,17 @@ from pytensor_mvn_rewrites.lower.numba.jit import (
     njit_exact,
     words,
 )
-from pytensor_mvn_rewrites.lower.numba.lanes import (
-    ALL,
-    HALF_LOGDET_SCALES,
-    HIGHEST_QUAD,
+from pytensor_mvn_rewrites.lower.numba.lanes import ALL, HALF_LOGDET_SCALES, HIGHEST_QUAD
+from pytensor_mvn_rewrites.lower.numba.places import (
+    CORE_NDIMS,
+    ENTRIES,
+    LANE,
+    N_PLACES,
+    PLACES,
     aligned,
+    find_places,
+    pack,
+    unpack,
 )
 from pytensor_mvn_rewrites.lower.numba.vectors import (
     WIDTH,
@@ -73,18 +78,11 @@ from pytensor_mvn_rewrites.lower.numba.vectors import (
     store_rows,
 )
 
-#: The operands and outputs that have a row for each lane, in the order of `Table.NAMES`
-PLACES = ("value", "mu", "g_first", "g_second", "first", "second", "dvalue", "dmu")
-N_PLACES = len(PLACES)
-FIRST_OUTPUT = PLACES.index("first")
-#: Where they stand in the table, and how many numbers a row of each has
-ENTRIES = tuple(Table.entry(name) for name in PLACES)
-IS_VECTOR = tuple(Table.CORE_NDIMS[Table.NAMES.index(name)] == 1 for name in PLACES)
-MATRIX, DMATRIX, POSDEF, TOTAL, DVALUE = (
-    Table.entry(name) for name in ("matrix", "dmatrix", "posdef", "total", "dvalue")
+MATRIX, DVALUE, DMU, DMATRIX, POSDEF, TOTAL = (
+    Table.entry(name) for name in ("matrix", "dvalue", "dmu", "dmatrix", "posdef", "total")
 )
 N_R, N_M, M_START, M_STOP = Table.N_R, Table.N_M, Table.M_START, Table.M_STOP
-LANE, VECTOR = 8, 8 * WIDTH
+VECTOR = LANE * WIDTH
 
 
 @dataclass(frozen=True)
@@ -194,13 +192,10 @@ def run_matrices(table):
     state_array = np.empty(STATE_SIZE + WIDTH)
     buffer_array = np.empty(WIDTH * (4 * CORE_SIZE + 5))
     state = aligned(data_address(state_array))
+    buffer = aligned(data_address(buffer_array))
     # of each operand and output: its buffer, where the rows find it, and its next place
-    home = words()
-    at = words()
-    step = words()
-    in_place = find_places(
-        table, CORE_SIZE, by_row, aligned(data_address(buffer_array)), home, at, step
-    )
+    home, at, step = words(), words(), words()
+    in_place = find_places(table, CORE_SIZE, IS_GROUPED, by_row, True, buffer, home, at, step)
     base, stride = words(), words()
     can_be_apart = IS_GROUPED and by_row and cores_are_dense(table)
     redo_table = words()
@@ -222,7 +217,7 @@ def run_matrices(table):
                 n_blocks = (n_r - r) // WIDTH
                 count = n_blocks * WIDTH
             n_lanes = min(count, WIDTH) if by_row else n_matrices
-            pack_rows(table, CORE_SIZE, IS_GROUPED, by_row, is_run, home, at, step, m, r, n_lanes)
+            pack(table, CORE_SIZE, IS_GROUPED, by_row, is_run, home, at, step, m, r, n_lanes)
             if can_be_apart and not is_run and count == WIDTH:
                 n_blocks = (n_r - r) // WIDTH
                 count = n_blocks * WIDTH
@@ -230,7 +225,7 @@ def run_matrices(table):
                 fine &= rows_apart(base, stride, row_numbers(table, m, r), n_blocks, state)
             else:
                 fine &= rows(at, step, n_blocks, state)
-                unpack_rows(table, CORE_SIZE, IS_GROUPED, by_row, home, at, m, r, n_lanes)
+                unpack(table, CORE_SIZE, IS_GROUPED, by_row, home, at, m, r, n_lanes, ALL)
             r += count
         finish(state)
         for lane in range(n_matrices):
@@ -264,32 +259,10 @@ def most_rows(table, m, n_matrices, is_grouped):
 
 
 @njit_exact
-def find_places(table, n, by_row, buffer, home, at, step):
-    """Give each operand its buffer; False if some cannot be used where they are.
-
-    Addresses of what is used in place are set by :func:`pack_rows`.
-    """
-    all_in_place = by_row
-    for k in range(N_PLACES):
-        entry = ENTRIES[k]
-        size = LANE * (n if IS_VECTOR[k] else 1)
-        is_dense = table[entry + 1] == size and (not IS_VECTOR[k] or table[entry + 4] == LANE)
-        home[k] = at[k] = buffer
-        step[k] = WIDTH * size if by_row and is_dense else 0
-        # what rows share does not move, be it an operand or a sum
-        all_in_place &= is_dense or table[entry + 1] == 0 or table[entry] == 0
-        for i in range(WIDTH * size // LANE):
-            # an operand that does not exist stays zero
-            store(buffer + LANE * i, 0.0)
-        buffer += WIDTH * size
-    return all_in_place
-
-
-@njit_exact
 def cores_are_dense(table):
     """Whether the numbers of each row are one after the other."""
     for k in range(N_PLACES):
-        if IS_VECTOR[k] and table[ENTRIES[k]] != 0 and table[ENTRIES[k] + 4] != LANE:
+        if CORE_NDIMS[k] == 1 and table[ENTRIES[k]] != 0 and table[ENTRIES[k] + 4] != LANE:
             return False
     return True
 
@@ -302,55 +275,6 @@ def find_rows(table, m, home, base, stride):
         is_own = table[entry] != 0 and table[entry + 1] != 0
         base[k] = table[entry] + m * table[entry + 2] if is_own else home[k]
         stride[k] = table[entry + 1]
-
-
-@njit_exact
-def pack_rows(table, n, is_grouped, by_row, is_run, home, at, step, m, r, n_lanes):
-    """Copy rows to their buffers, and direct outputs there, unless they are used in place.
-
-    Rows that do not exist are zero, and add nothing; lanes without a matrix repeat the last one.
-    """
-    is_full = n_lanes == WIDTH if by_row else not is_grouped
-    for k in range(N_PLACES):
-        entry = ENTRIES[k]
-        if table[entry] == 0:
-            continue
-        if step[k] != 0 and is_full and is_run:
-            at[k] = element(table, entry, row_number(table, m, r, is_grouped), m)
-            continue
-        at[k] = home[k]
-        if k >= FIRST_OUTPUT or (table[entry + 1] == 0 and r > 0 and is_full):
-            continue
-        size = n if IS_VECTOR[k] else 1
-        for lane in range(WIDTH):
-            own_m = m if by_row else m + min(lane, n_lanes - 1)
-            own_r = r + lane if by_row else r
-            target = home[k] + lane * LANE * size
-            if own_r < count_rows(table, own_m, is_grouped):
-                source = element(table, entry, row_number(table, own_m, own_r, is_grouped), own_m)
-                for i in range(size):
-                    store(target + LANE * i, load(source + i * table[entry + 4]))
-            else:
-                for i in range(size):
-                    store(target + LANE * i, 0.0)
-
-
-@njit_exact
-def unpack_rows(table, n, is_grouped, by_row, home, at, m, r, n_lanes):
-    """Copy outputs from their buffers; what rows share comes in :func:`unpack_matrix`."""
-    for k in range(FIRST_OUTPUT, N_PLACES):
-        entry = ENTRIES[k]
-        if table[entry] == 0 or at[k] != home[k] or (IS_VECTOR[k] and table[entry + 1] == 0):
-            continue
-        size = n if IS_VECTOR[k] else 1
-        for lane in range(n_lanes):
-            own_m = m if by_row else m + lane
-            own_r = r + lane if by_row else r
-            if own_r < count_rows(table, own_m, is_grouped):
-                target = element(table, entry, row_number(table, own_m, own_r, is_grouped), own_m)
-                for i in range(size):
-                    number = load(home[k] + LANE * (lane * size + i))
-                    store(target + i * table[entry + 4], number)
 
 
 @njit_exact
@@ -389,9 +313,8 @@ def unpack_matrix(table, n, is_grouped, half_logdet_scale, state, m, lane, by_ro
         half_logdet = half_logdet_scale * load(quad_sum + VECTOR + LANE * lane)
         total = 0.5 * quad + n_r * (half_logdet + n * HALF_LOG_2PI)
         store(table[TOTAL], load(table[TOTAL]) - total)
-    for k in range(FIRST_OUTPUT, N_PLACES):
-        entry = ENTRIES[k]
-        if not IS_VECTOR[k] or table[entry] == 0 or table[entry + 1] != 0:
+    for entry in (DVALUE, DMU):
+        if table[entry] == 0 or table[entry + 1] != 0:
             continue
         for i in range(n):
             total = lane_or_sum(vector_sum + VECTOR * i, lane, by_row)
