@@ -12,9 +12,9 @@ from pytensor.graph.fg import FunctionGraph
 from pytensor.graph.traversal import graph_inputs
 
 from pytensor_mvn_rewrites import disable
+from pytensor_mvn_rewrites.lower.numba.formulas import LaneSpec
 from pytensor_mvn_rewrites.lower.numba.frame import KernelSpec
 from pytensor_mvn_rewrites.lower.numba.lanes import STRAIGHT_MAX_N
-from pytensor_mvn_rewrites.lower.numba.rows import RowsSpec
 from pytensor_mvn_rewrites.ops import inv_quad_logdet, mvnormal_logp
 from tests.harness import spd
 from tests.lower.test_numba_backend import REFERENCE, assert_agree, lowered_nodes
@@ -121,8 +121,8 @@ class TestRowsInGroups:
         if n > STRAIGHT_MAX_N:
             assert kernel is None
         else:
-            assert isinstance(kernel, RowsSpec)
-            assert RowsSpec.parse(kernel.name) == kernel
+            assert kernel.has_rows
+            assert LaneSpec.parse(kernel.name) == kernel
             assert kernel.apart
 
     @pytest.mark.parametrize("order", ["sorted", "unsorted", "descending", "negative"])

@@ -7,32 +7,67 @@ reciprocals but no square roots.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import astuple, dataclass
 
 from pytensor_mvn_rewrites.lower.numba.vectors import Vec, dot
 
 Matrix = dict[tuple[int, int], Vec]
 
 
-class Formulas(Protocol):
-    """What a kernel asks for."""
+@dataclass(frozen=True)
+class LaneSpec:
+    """What a kernel with a matrix or a row in each vector lane is compiled for.
 
-    @property
-    def param(self) -> str:
-        """One of ``"cov"``, ``"chol"`` and ``"tau"``."""
+    Attributes
+    ----------
+    kind : {"lanes", "rows"}
+        The module with the kernel.
+    form : {"logp", "sum", "quad"}
+        Log-densities, their sum, or quadratic forms and half log-determinants.
+    param : {"cov", "chol", "tau"}
+    n : int
+        Core size; 0 for a kernel with loops, which serves all sizes without straight-line code.
+    value, mu, matrix : {"own", "sum", "none"}
+        Their gradients: for each lane its own, the sum over the rows of a matrix, or not wanted.
+    apart : str
+        The operands of which each row has its own, separated by commas, when rows are in groups;
+        else empty.
+    """
 
-    @property
-    def n(self) -> int:
-        """Core size."""
+    kind: str
+    form: str
+    param: str
+    n: int
+    value: str
+    mu: str
+    matrix: str
+    apart: str = ""
 
     @property
     def has_rows(self) -> bool:
         """Whether a matrix may have many rows, for which it pays to invert its factor."""
+        return self.kind == "rows"
 
     @property
     def wants_matrix(self) -> bool:
         """Whether the gradient for the matrix is wanted."""
+        return self.matrix != "none"
+
+    @property
+    def wants_gradient(self) -> bool:
+        """Whether any gradient is wanted, so that there are cotangents."""
+        return {self.value, self.mu, self.matrix} != {"none"}
+
+    @property
+    def name(self) -> str:
+        """Name of the kernel, from which :meth:`parse` makes the specification again."""
+        return " ".join(map(str, astuple(self)))
+
+    @classmethod
+    def parse(cls, name: str) -> "LaneSpec":
+        """Undo :attr:`name`."""
+        kind, form, param, n, *others = name.split(" ")
+        return cls(kind, form, param, int(n), *others)
 
 
 def lower_triangle(n: int) -> list[tuple[int, int]]:
@@ -64,7 +99,7 @@ class Factors:
         return [*self.reciprocals, *self.below.values(), *self.others.values()]
 
     @staticmethod
-    def keys(spec: Formulas) -> tuple[int, list, list]:
+    def keys(spec: LaneSpec) -> tuple[int, list, list]:
         """Number of reciprocals, and keys of the others' vectors."""
         n = spec.n
         below = [(i, j) for j in range(n) for i in range(j + 1, n)]
@@ -73,7 +108,7 @@ class Factors:
         return n, below, others
 
     @classmethod
-    def of_vectors(cls, spec: Formulas, vectors: Sequence[Vec]) -> "Factors":
+    def of_vectors(cls, spec: LaneSpec, vectors: Sequence[Vec]) -> "Factors":
         """Undo :meth:`vectors`."""
         n, below, others = cls.keys(spec)
         rest = iter(vectors[n:])
@@ -101,7 +136,7 @@ class Row:
         return {(i, j): self.left[i] * self.right[j] for i, j in lower_triangle(n)}
 
 
-def factorize(spec: Formulas, s: Matrix) -> tuple[list[Vec], Factors]:
+def factorize(spec: LaneSpec, s: Matrix) -> tuple[list[Vec], Factors]:
     """The pivots of a matrix, and what its rows need."""
     n = spec.n
     if spec.param == "chol":
@@ -114,13 +149,13 @@ def factorize(spec: Formulas, s: Matrix) -> tuple[list[Vec], Factors]:
     return pivots, Factors(reciprocals, l, unit_inverse(n, l) if spec.has_rows else {})
 
 
-def whiten(spec: Formulas, factors: Factors, d: Sequence[Vec], g_quad: Vec) -> Row:
+def whiten(spec: LaneSpec, factors: Factors, d: Sequence[Vec], g_quad: Vec) -> Row:
     """One row with the difference `d` to its mean."""
     formulas = {"cov": whiten_by_cov, "chol": whiten_by_chol, "tau": whiten_by_tau}
     return formulas[spec.param](spec, factors, d, g_quad)
 
 
-def whiten_by_cov(spec: Formulas, factors: Factors, d: Sequence[Vec], g_quad: Vec) -> Row:
+def whiten_by_cov(spec: LaneSpec, factors: Factors, d: Sequence[Vec], g_quad: Vec) -> Row:
     """With a = S^-1 d: the gradient of quad is 2 a for d, and -a a' for the covariance."""
     n, l, inverse = spec.n, factors.below, factors.others  # noqa: E741
     w: list[Vec] = []
@@ -142,7 +177,7 @@ def whiten_by_cov(spec: Formulas, factors: Factors, d: Sequence[Vec], g_quad: Ve
     return Row(quad, u, u, solution)
 
 
-def whiten_by_chol(spec: Formulas, factors: Factors, d: Sequence[Vec], g_quad: Vec) -> Row:
+def whiten_by_chol(spec: LaneSpec, factors: Factors, d: Sequence[Vec], g_quad: Vec) -> Row:
     """The same by two triangular solves; the gradient for the factor is -2 a z'."""
     n, below = spec.n, factors.below
     z: list[Vec] = []
@@ -157,7 +192,7 @@ def whiten_by_chol(spec: Formulas, factors: Factors, d: Sequence[Vec], g_quad: V
     return Row(quad, u, u, z)
 
 
-def whiten_by_tau(spec: Formulas, factors: Factors, d: Sequence[Vec], g_quad: Vec) -> Row:
+def whiten_by_tau(spec: LaneSpec, factors: Factors, d: Sequence[Vec], g_quad: Vec) -> Row:
     """The same without a factorization: a = tau d; the gradient for the precision is d d'."""
     n = spec.n
     a = []
@@ -170,7 +205,7 @@ def whiten_by_tau(spec: Formulas, factors: Factors, d: Sequence[Vec], g_quad: Ve
 
 
 def gradient_of_matrix(
-    spec: Formulas, factors: Factors, products: Matrix, g_half_logdet: Vec
+    spec: LaneSpec, factors: Factors, products: Matrix, g_half_logdet: Vec
 ) -> Matrix:
     """The lower triangle of the gradient, from sums over the rows.
 

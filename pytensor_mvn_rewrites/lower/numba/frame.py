@@ -17,6 +17,7 @@ from pytensor_mvn_rewrites.lower.numba.blas_rows import (
     BLAS_MIN_R,
     BLAS_MIN_R_STRAIGHT,
 )
+from pytensor_mvn_rewrites.lower.numba.formulas import LaneSpec
 from pytensor_mvn_rewrites.lower.numba.general import LAPACK_MIN_N
 from pytensor_mvn_rewrites.lower.numba.groups import group_rows
 from pytensor_mvn_rewrites.lower.numba.jit import (
@@ -29,9 +30,7 @@ from pytensor_mvn_rewrites.lower.numba.lanes import (
     LANES_MAX_N,
     LANES_MIN_M,
     STRAIGHT_MAX_N,
-    LanesSpec,
 )
-from pytensor_mvn_rewrites.lower.numba.rows import RowsSpec
 from pytensor_mvn_rewrites.lower.numba.threads import threads_name
 from pytensor_mvn_rewrites.lower.numba_backend import (
     BatchLayout,
@@ -139,33 +138,27 @@ class KernelSpec:
         return "logp" if self.wanted.isdisjoint(SUMS) else "sum"
 
     @property
-    def kernel(self) -> LanesSpec | RowsSpec | None:
+    def kernel(self) -> LaneSpec | None:
         """The kernel with matrices or rows side by side, None for one matrix after the other."""
+        has_rows, has_matrices = "R" in self.layout.joint, "M" in self.layout.joint
         if self.n is None or not 1 <= self.n <= LANES_MAX_N:
             return None
-        if "R" in self.layout.joint:
-            return self._rows_kernel(self.n)
-        if self.n > STRAIGHT_MAX_N and "M" not in self.layout.joint:
+        is_straight = self.n <= STRAIGHT_MAX_N
+        if not is_straight and (has_rows or not has_matrices):
             return None
-        wants = (name in self.wanted for name in ("dmu", "dmatrix"))
-        wants_value = not self.wanted.isdisjoint({"dvalue", "ddelta"})
-        n = self.n if self.n <= STRAIGHT_MAX_N else 0
-        return LanesSpec(self.form, self.param, n, wants_value, *wants)
-
-    def _rows_kernel(self, n: int) -> RowsSpec | None:
-        """The kernel for rows that share a matrix."""
-        if n > STRAIGHT_MAX_N or not self.can_redo_rows:
+        if has_rows and not self.can_redo_rows:
             return None
         gradients = dict.fromkeys(("dvalue", "dmu", "dmatrix"), "none")
         for name in self.wanted & GRADIENTS.keys():
-            has_rows = "R" in self.axes(name)
-            gradients[TABLE_OUTPUTS.get(name, name)] = "own" if has_rows else "sum"
+            is_own = "R" in self.axes(name) or not has_rows
+            gradients[TABLE_OUTPUTS.get(name, name)] = "own" if is_own else "sum"
         apart = ""
         if self.layout.is_grouped:
             own = [place for place, name in self.operands.items() if "R" in self.axes(name)]
             apart = ",".join(own) or "none"
-        dvalue, dmu, dmatrix = gradients.values()
-        return RowsSpec(self.form, self.param, n, dvalue, dmu, dmatrix, apart)
+        kind, n = "rows" if has_rows else "lanes", self.n if is_straight else 0
+        value, mu, matrix = gradients.values()
+        return LaneSpec(kind, self.form, self.param, n, value, mu, matrix, apart)
 
     @property
     def can_redo_rows(self) -> bool:
@@ -196,7 +189,7 @@ class KernelSpec:
         if self.kernel is None:
             return None
         sums = [name for name in self.wanted & GRADIENTS.keys() if self.accumulates(name)]
-        if self.n_threads == 1 or sums or not isinstance(self.kernel, LanesSpec):
+        if self.n_threads == 1 or sums or self.kernel.kind != "lanes":
             return self.kernel.name
         return threads_name(self.n_threads, self.kernel)
 

@@ -93,9 +93,9 @@ def emit_loops(spec, n: Index, scratch: Memory, places) -> tuple[Vec, Product]:
             substitute(t, Z, A, transposed=True)
     if spec.wants_gradient:
         for_each(t, lambda i: t.store(2.0 * g_quad * t.load(t.vector(A, i)), t.vector(U, i)))
-    if spec.wants_value:
+    if spec.value == "own":
         store_vector(t, dvalue, 1.0)
-    if spec.wants_mu:
+    if spec.mu == "own":
         store_vector(t, dmu, -1.0)
     if spec.wants_matrix:
         if spec.param == "chol":

@@ -13,8 +13,6 @@ pivots, with the exponent apart, and the logarithm is taken once for many matric
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass
-from typing import ClassVar
 
 import numpy as np
 from llvmlite import ir
@@ -23,6 +21,7 @@ from numba.extending import intrinsic
 
 from pytensor_mvn_rewrites.lower.numba.formulas import (
     Factors,
+    LaneSpec,
     factorize,
     gradient_of_matrix,
     lower_triangle,
@@ -97,47 +96,7 @@ POSDEF, TOTAL = (Table.entry(name) for name in ("posdef", "total"))
 ALL = (1 << WIDTH) - 1
 
 
-@dataclass(frozen=True)
-class LanesSpec:
-    """What a kernel of this module is compiled for.
-
-    Attributes
-    ----------
-    form : {"logp", "sum", "quad"}
-        Log-densities, their sum, or quadratic forms and half log-determinants.
-    param : {"cov", "chol", "tau"}
-    n : int
-        Core size; 0 for a kernel with loops, which serves all sizes above `STRAIGHT_MAX_N`.
-    wants_value, wants_mu, wants_matrix : bool
-        Whether gradients are wanted.
-    """
-
-    form: str
-    param: str
-    n: int
-    wants_value: bool
-    wants_mu: bool
-    wants_matrix: bool
-    has_rows: ClassVar[bool] = False
-
-    @property
-    def wants_gradient(self) -> bool:
-        """Whether any gradient is wanted, so that there are cotangents."""
-        return self.wants_value or self.wants_mu or self.wants_matrix
-
-    @property
-    def name(self) -> str:
-        """Name of the kernel, from which :meth:`parse` makes the specification again."""
-        return " ".join(["lanes", *map(str, astuple(self))])
-
-    @classmethod
-    def parse(cls, name: str) -> "LanesSpec":
-        """Undo :attr:`name`."""
-        _, form, param, n, *wants = name.split()
-        return cls(form, param, int(n), *(word == "True" for word in wants))
-
-
-def lanes_kernel(spec: LanesSpec) -> Callable:
+def lanes_kernel(spec: LaneSpec) -> Callable:
     """The kernel of `spec`, to be compiled."""
     return bind(
         run_blocks,
@@ -184,14 +143,14 @@ def run_blocks(table):
         count = min(WIDTH, stop - m)
         chunk_end = min(m - m % CHUNK + CHUNK, stop)
         n_blocks = (chunk_end - m) // WIDTH if in_place and count == WIDTH else 1
-        pack(table, n, False, False, True, home, at, step, m, 0, count)
+        pack(table, n, False, False, False, True, home, at, step, m, 0, count)
         result = blocks(at, step, n_blocks, n, count)
         fine, n_before = result & ALL, (result >> WIDTH) - 1
         if table[POSDEF] != 0:
             store_posdef(table, m, n_before, count, fine)
         m += n_before * WIDTH
         if not in_place or count < WIDTH:
-            unpack(table, n, False, False, home, at, m, 0, count, fine)
+            unpack(table, n, False, False, False, home, at, m, 0, count, fine)
         if fine != ALL:
             for lane in range(count):
                 if (fine >> lane) & 1 == 0:
@@ -253,7 +212,7 @@ def store_posdef(table, m, n_before, count, fine):
 # --- the computation of blocks ---------------------------------------------------------------
 
 
-def blocks_intrinsic(spec: LanesSpec) -> Callable:
+def blocks_intrinsic(spec: LaneSpec) -> Callable:
     """Make ``blocks(at, step, n_blocks, n, count)``, which computes eight matrices at a time.
 
     It stops after a block with a lane that is not fine. It returns the number of blocks that it has
@@ -271,7 +230,7 @@ def blocks_intrinsic(spec: LanesSpec) -> Callable:
     return blocks
 
 
-def emit_run(spec: LanesSpec, builder: ir.IRBuilder, at, step, n_blocks, n, count) -> ir.Value:
+def emit_run(spec: LaneSpec, builder: ir.IRBuilder, at, step, n_blocks, n, count) -> ir.Value:
     """Emit a run of blocks; return how far it came.
 
     In a small block most of the time goes to waiting for divisions. There, a round of the loop
@@ -313,7 +272,7 @@ def emit_run(spec: LanesSpec, builder: ir.IRBuilder, at, step, n_blocks, n, coun
 
 
 def emit_block(
-    spec: LanesSpec,
+    spec: LaneSpec,
     n: ir.Value,
     count: ir.Value,
     scratch: Memory,
@@ -357,7 +316,7 @@ def add_to_sums(sums: Sequence[Variable], mask: ir.Value, quad: Vec, pivots: Pro
     quads.set(quads.get() + quad.select(mask, 0.0))
 
 
-def n_head(spec: LanesSpec) -> int:
+def n_head(spec: LaneSpec) -> int:
     """Number of vectors that the first part of a block hands to the second."""
     if not spec.n:
         return 0
@@ -365,7 +324,7 @@ def n_head(spec: LanesSpec) -> int:
     return 2 * spec.n + n_diagonal + sum(map(len, others))
 
 
-def emit_head(spec: LanesSpec, places: Sequence[Memory]) -> list[Vec]:
+def emit_head(spec: LaneSpec, places: Sequence[Memory]) -> list[Vec]:
     """Emit the first part of straight-line code: load, and factorize."""
     n, (value, mu, matrix) = spec.n, places[:3]
     lower = lower_triangle(n)
@@ -377,7 +336,7 @@ def emit_head(spec: LanesSpec, places: Sequence[Memory]) -> list[Vec]:
 
 
 def emit_straight(
-    spec: LanesSpec, head: Sequence[Vec], cotangents, gradients
+    spec: LaneSpec, head: Sequence[Vec], cotangents, gradients
 ) -> tuple[Vec, Product]:
     """Emit the second part; return the quadratic form and the product of the pivots."""
     n, builder = spec.n, head[0].builder
@@ -387,7 +346,9 @@ def emit_straight(
     row = whiten(spec, factors, d, g_quad)
 
     dvalue, dmu, dmatrix = gradients
-    store_fields(dvalue if spec.wants_value else None, row.gradient, dmu if spec.wants_mu else None)
+    store_fields(
+        dvalue if spec.value == "own" else None, row.gradient, dmu if spec.mu == "own" else None
+    )
     if spec.wants_matrix:
         g = gradient_of_matrix(spec, factors, row.products(n), g_half_logdet)
         zero = Vec.full(builder, 0.0)

@@ -14,9 +14,7 @@ A matrix with pivots that are not positive, or a row that leaves the range where
 accurate, is done again by :mod:`.general` with all of its rows; the others do not notice.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass
-from typing import ClassVar, Protocol, override
+from collections.abc import Callable
 
 import numpy as np
 from llvmlite import ir
@@ -25,6 +23,7 @@ from numba.extending import intrinsic
 
 from pytensor_mvn_rewrites.lower.numba.formulas import (
     Factors,
+    LaneSpec,
     factorize,
     gradient_of_matrix,
     lower_triangle,
@@ -48,6 +47,7 @@ from pytensor_mvn_rewrites.lower.numba.lanes import ALL, HALF_LOGDET_SCALES, HIG
 from pytensor_mvn_rewrites.lower.numba.places import (
     CORE_NDIMS,
     ENTRIES,
+    FIRST_OUTPUT,
     LANE,
     N_PLACES,
     PLACES,
@@ -61,12 +61,11 @@ from pytensor_mvn_rewrites.lower.numba.vectors import (
     Index,
     Memory,
     Product,
+    Scattered,
     Variable,
     Vec,
     load,
     load_fields,
-    load_numbers,
-    load_rows,
     loop,
     mask_to_int,
     numbers,
@@ -74,8 +73,6 @@ from pytensor_mvn_rewrites.lower.numba.vectors import (
     store_bool,
     store_fields,
     store_flags,
-    store_numbers,
-    store_rows,
 )
 
 MATRIX, DVALUE, DMU, DMATRIX, POSDEF, TOTAL = (
@@ -85,70 +82,14 @@ N_R, N_M, M_START, M_STOP = Table.N_R, Table.N_M, Table.M_START, Table.M_STOP
 VECTOR = LANE * WIDTH
 
 
-@dataclass(frozen=True)
-class RowsSpec:
-    """What a kernel of this module is compiled for.
-
-    Attributes
-    ----------
-    form : {"logp", "sum", "quad"}
-        Log-densities, their sum, or quadratic forms and half log-determinants.
-    param : {"cov", "chol", "tau"}
-    n : int
-        Core size.
-    value, mu : {"own", "sum", "none"}
-        Their gradients: one for each row, the sum over the rows of a matrix, or not wanted.
-    matrix : {"sum", "none"}
-        The gradient for the matrix.
-    apart : str
-        The operands of which each row has its own, separated by commas, when rows are in groups;
-        else empty.
-    """
-
-    form: str
-    param: str
-    n: int
-    value: str
-    mu: str
-    matrix: str
-    apart: str = ""
-    has_rows: ClassVar[bool] = True
-
-    @property
-    def wants_matrix(self) -> bool:
-        """Whether the gradient for the matrix is wanted."""
-        return self.matrix != "none"
-
-    @property
-    def wants_gradient(self) -> bool:
-        """Whether any gradient is wanted, so that there are cotangents."""
-        return {self.value, self.mu, self.matrix} != {"none"}
-
-    @property
-    def wants_sum(self) -> bool:
-        """Whether the rows share a vector whose gradient is wanted."""
-        return "sum" in (self.value, self.mu)
-
-    @property
-    def name(self) -> str:
-        """Name of the kernel, from which :meth:`parse` makes the specification again."""
-        return " ".join(["rows", *map(str, astuple(self))])
-
-    @classmethod
-    def parse(cls, name: str) -> "RowsSpec":
-        """Undo :attr:`name`."""
-        _, form, param, n, *others = name.split(" ")
-        return cls(form, param, int(n), *others)
-
-
-def rows_kernel(spec: RowsSpec) -> Callable:
+def rows_kernel(spec: LaneSpec) -> Callable:
     """The kernel of `spec`, to be compiled."""
     return bind(
         run_matrices,
         begin=begin_intrinsic(spec),
-        rows=rows_intrinsic(spec),
+        rows=rows_intrinsic(spec, are_apart=False),
         IS_GROUPED=bool(spec.apart),
-        rows_apart=rows_apart_intrinsic(spec) if spec.apart else no_rows,
+        rows_apart=rows_intrinsic(spec, are_apart=True) if spec.apart else no_rows,
         finish=finish_intrinsic(spec),
         CORE_SIZE=spec.n,
         HALF_LOGDET_SCALE=HALF_LOGDET_SCALES[spec.param],
@@ -195,7 +136,7 @@ def run_matrices(table):
     buffer = aligned(data_address(buffer_array))
     # of each operand and output: its buffer, where the rows find it, and its next place
     home, at, step = words(), words(), words()
-    in_place = find_places(table, CORE_SIZE, IS_GROUPED, by_row, True, buffer, home, at, step)
+    in_place = find_places(table, CORE_SIZE, True, IS_GROUPED, by_row, buffer, home, at, step)
     base, stride = words(), words()
     can_be_apart = IS_GROUPED and by_row and cores_are_dense(table)
     redo_table = words()
@@ -217,15 +158,15 @@ def run_matrices(table):
                 n_blocks = (n_r - r) // WIDTH
                 count = n_blocks * WIDTH
             n_lanes = min(count, WIDTH) if by_row else n_matrices
-            pack(table, CORE_SIZE, IS_GROUPED, by_row, is_run, home, at, step, m, r, n_lanes)
+            pack(table, CORE_SIZE, True, IS_GROUPED, by_row, is_run, home, at, step, m, r, n_lanes)
             if can_be_apart and not is_run and count == WIDTH:
                 n_blocks = (n_r - r) // WIDTH
                 count = n_blocks * WIDTH
                 find_rows(table, m, home, base, stride)
                 fine &= rows_apart(base, stride, row_numbers(table, m, r), n_blocks, state)
             else:
-                fine &= rows(at, step, n_blocks, state)
-                unpack(table, CORE_SIZE, IS_GROUPED, by_row, home, at, m, r, n_lanes, ALL)
+                fine &= rows(at, step, 0, n_blocks, state)
+                unpack(table, CORE_SIZE, True, IS_GROUPED, by_row, home, at, m, r, n_lanes, ALL)
             r += count
         finish(state)
         for lane in range(n_matrices):
@@ -360,12 +301,12 @@ class State:
         self.factors = self.log_pivots + WIDTH
 
     @staticmethod
-    def n_factors(spec: RowsSpec) -> int:
+    def n_factors(spec: LaneSpec) -> int:
         """Number of vectors that the factors are."""
         n_diagonal, *others = Factors.keys(spec)
         return n_diagonal + sum(map(len, others))
 
-    def size(self, spec: RowsSpec) -> int:
+    def size(self, spec: LaneSpec) -> int:
         """All of it."""
         return self.factors + WIDTH * self.n_factors(spec)
 
@@ -381,7 +322,7 @@ class State:
             memory.store(vector, start + WIDTH * k)
 
 
-def begin_intrinsic(spec: RowsSpec) -> Callable:
+def begin_intrinsic(spec: LaneSpec) -> Callable:
     """Make ``begin(state)``: factorize; return which lanes are fine as bits."""
 
     @intrinsic
@@ -395,7 +336,7 @@ def begin_intrinsic(spec: RowsSpec) -> Callable:
     return begin
 
 
-def emit_begin(spec: RowsSpec, memory: Memory) -> ir.Value:
+def emit_begin(spec: LaneSpec, memory: Memory) -> ir.Value:
     """Emit the code before the rows."""
     state, keys = State(spec.n), lower_triangle(spec.n)
     matrix = dict(zip(keys, State.load(memory, 0, len(keys)), strict=True))
@@ -408,47 +349,45 @@ def emit_begin(spec: RowsSpec, memory: Memory) -> ir.Value:
     return product.within()
 
 
-def rows_intrinsic(spec: RowsSpec) -> Callable:
-    """Make ``rows(at, step, n_blocks, state)``: a run of blocks; return which lanes are fine."""
+def rows_intrinsic(spec: LaneSpec, *, are_apart: bool) -> Callable:
+    """Make ``rows(at, step, row_numbers, n_blocks, state)``; return which lanes are fine as bits.
+
+    A run of blocks, of rows that lie one after the other, or apart: then `at` is where the rows
+    of an operand start, `step` their distance, and `row_numbers` where their numbers are. What rows
+    share is in a buffer, eight times.
+    """
 
     @intrinsic
-    def rows(typingctx, at, step, n_blocks, state):
+    def rows(typingctx, at, step, row_numbers, n_blocks, state):
         def codegen(context, builder, signature, args):
-            at, step, n_blocks, state = args
+            at, step, row_numbers, n_blocks, state = args
+            pointers = (numbers(builder, pointer, N_PLACES) for pointer in (at, step))
+            starts = dict(zip(PLACES, zip(*pointers, strict=True), strict=True))
+            own = (*spec.apart.split(","), *PLACES[FIRST_OUTPUT:])
+
+            def places(block: ir.Value) -> dict[str, Memory | Scattered]:
+                if not are_apart:
+                    return {
+                        name: Memory(builder, builder.add(start, builder.mul(block, step)))
+                        for name, (start, step) in starts.items()
+                    }
+                word = ir.IntType(64)
+                first = builder.inttoptr(row_numbers, word.as_pointer())
+                first = builder.gep(first, [builder.mul(block, word(WIDTH))])
+                rows = numbers(builder, first, WIDTH)
+                return {
+                    name: Scattered(builder, start, step, rows)
+                    if name in own
+                    else Memory(builder, start)
+                    for name, (start, step) in starts.items()
+                }
 
             memory = Memory(builder, state, align=VECTOR)
-            pointers = (numbers(builder, pointer, N_PLACES) for pointer in (at, step))
-            places = dict(zip(PLACES, zip(*pointers, strict=True), strict=True))
+            return mask_to_int(builder, emit_rows(spec, places, Index(builder, n_blocks), memory))
 
-            def operands(block: ir.Value) -> Operands:
-                return Together(spec, builder, places, block)
-
-            return mask_to_int(builder, emit_rows(spec, operands, Index(builder, n_blocks), memory))
-
-        return types.intp(at, step, types.intp, types.intp), codegen
+        return types.intp(at, step, types.intp, types.intp, types.intp), codegen
 
     return rows
-
-
-def rows_apart_intrinsic(spec: RowsSpec) -> Callable:
-    """Make ``rows_apart(base, stride, numbers, n_blocks, state)``, for rows that lie apart."""
-
-    @intrinsic
-    def rows_apart(typingctx, base, stride, row_numbers, n_blocks, state):
-        def codegen(context, builder, signature, args):
-            base, stride, row_numbers, n_blocks, state = args
-            memory = Memory(builder, state, align=VECTOR)
-            pointers = (numbers(builder, pointer, N_PLACES) for pointer in (base, stride))
-            places = dict(zip(PLACES, zip(*pointers, strict=True), strict=True))
-
-            def operands(block: ir.Value) -> Operands:
-                return Apart(spec, builder, places, row_numbers, block)
-
-            return mask_to_int(builder, emit_rows(spec, operands, Index(builder, n_blocks), memory))
-
-        return types.intp(base, stride, types.intp, types.intp, types.intp), codegen
-
-    return rows_apart
 
 
 @njit_exact
@@ -457,115 +396,8 @@ def no_rows(base, stride, row_numbers, n_blocks, state):
     return ALL
 
 
-class Operands(Protocol):
-    """Eight rows of the operands and outputs, by their names in `PLACES`."""
-
-    def vectors(self, name: str) -> dict[int, Vec]:
-        """The fields of the rows."""
-
-    def numbers(self, name: str) -> Vec:
-        """One number of each row."""
-
-    def store_vectors(self, gradient: Sequence[Vec]) -> None:
-        """Write the gradients for `value` and `mu` that rows have of their own."""
-
-    def store_numbers(self, name: str, vector: Vec) -> None:
-        """Write one number of each row."""
-
-
-class Together(Operands):
-    """Rows that lie one after the other."""
-
-    def __init__(self, spec: RowsSpec, builder: ir.IRBuilder, places, block: ir.Value):
-        self.spec = spec
-        self.memory = {
-            name: Memory(builder, builder.add(address, builder.mul(block, step)))
-            for name, (address, step) in places.items()
-        }
-
-    @override
-    def vectors(self, name):
-        return load_fields(self.memory[name], self.spec.n, range(self.spec.n))
-
-    @override
-    def numbers(self, name):
-        return self.memory[name].load(0)
-
-    @override
-    def store_vectors(self, gradient):
-        dvalue, dmu = self.memory["dvalue"], self.memory["dmu"]
-        store_fields(
-            dvalue if self.spec.value == "own" else None,
-            gradient,
-            dmu if self.spec.mu == "own" else None,
-        )
-
-    @override
-    def store_numbers(self, name, vector):
-        self.memory[name].store(vector, 0)
-
-
-class Apart(Operands):
-    """Rows that lie apart, by their numbers; what rows share is there eight times in a buffer."""
-
-    def __init__(
-        self,
-        spec: RowsSpec,
-        builder: ir.IRBuilder,
-        places,
-        row_numbers: ir.Value,
-        block: ir.Value,
-    ):
-        self.spec = spec
-        self.builder = builder
-        self.places = places
-        word = ir.IntType(64)
-        first = builder.inttoptr(row_numbers, word.as_pointer())
-        first = builder.gep(first, [builder.mul(block, word(WIDTH))])
-        self.row_numbers = numbers(builder, first, WIDTH)
-
-    def rows(self, name: str) -> list[Memory]:
-        """The eight rows of an operand."""
-        address, stride = self.places[name]
-        builder = self.builder
-        return [
-            Memory(builder, builder.add(address, builder.mul(number, stride)))
-            for number in self.row_numbers
-        ]
-
-    def is_own(self, name: str) -> bool:
-        """Whether each row has its own."""
-        return name in self.spec.apart.split(",")
-
-    def shared(self, name: str) -> Memory:
-        """The buffer of what rows share."""
-        return Memory(self.builder, self.places[name][0])
-
-    @override
-    def vectors(self, name):
-        n = self.spec.n
-        if self.is_own(name):
-            return load_rows(self.rows(name), n)
-        return load_fields(self.shared(name), n, range(n))
-
-    @override
-    def numbers(self, name):
-        return load_numbers(self.rows(name)) if self.is_own(name) else self.shared(name).load(0)
-
-    @override
-    def store_vectors(self, gradient):
-        if self.spec.value == "own":
-            store_rows(self.rows("dvalue"), gradient)
-        if self.spec.mu == "own":
-            store_rows(self.rows("dmu"), [-x for x in gradient])
-
-    @override
-    def store_numbers(self, name, vector):
-        store_numbers(self.rows(name), vector)
-
-
-def emit_rows(spec: RowsSpec, operands_of, n_blocks: Index, memory: Memory) -> ir.Value:
-    """Emit the loop over blocks of eight rows; ``operands_of(block)`` gives those of a block."""
+def emit_rows(spec: LaneSpec, places_of, n_blocks: Index, memory: Memory) -> ir.Value:
+    """Emit the loop over blocks of eight rows; ``places_of(block)`` says where those of one are."""
     builder = memory.builder
     state, n, keys = State(spec.n), spec.n, lower_triangle(spec.n)
     vectors = State.load(memory, state.factors, State.n_factors(spec))
@@ -578,7 +410,8 @@ def emit_rows(spec: RowsSpec, operands_of, n_blocks: Index, memory: Memory) -> i
     if spec.wants_matrix:
         positions += [state.products + WIDTH * k for k in range(len(keys))]
         positions += [state.g_half_logdet]
-    if spec.wants_sum:
+    wants_sum = "sum" in (spec.value, spec.mu)
+    if wants_sum:
         positions += [state.vector_sum + WIDTH * i for i in range(n)]
     if spec.form == "sum":
         positions += [state.quad_sum]
@@ -589,30 +422,34 @@ def emit_rows(spec: RowsSpec, operands_of, n_blocks: Index, memory: Memory) -> i
         sums[position].set(sums[position].get() + vector)
 
     with loop(builder, 0, n_blocks) as block:
-        operands = operands_of(block.value)
-        d = operands.vectors("value")
+        places = places_of(block.value)
+        d = load_fields(places["value"], n, range(n))
         if spec.form != "quad":
-            means = operands.vectors("mu")
+            means = load_fields(places["mu"], n, range(n))
             d = {i: d[i] - means[i] for i in range(n)}
-        g = operands.numbers("g_first") if spec.wants_gradient else Vec.full(builder, 0.0)
+        g = places["g_first"].load(0) if spec.wants_gradient else Vec.full(builder, 0.0)
         g_quad = g if spec.form == "quad" else -0.5 * g
         row = whiten(spec, factors, [d[i] for i in range(n)], g_quad)
-        operands.store_vectors(row.gradient)
+        store_fields(
+            places["dvalue"] if spec.value == "own" else None,
+            row.gradient,
+            places["dmu"] if spec.mu == "own" else None,
+        )
         if spec.wants_matrix:
             for k, product in enumerate(row.products(n).values()):
                 add(state.products + WIDTH * k, product)
-            add(state.g_half_logdet, operands.numbers("g_second") if spec.form == "quad" else -g)
-        if spec.wants_sum:
+            add(state.g_half_logdet, places["g_second"].load(0) if spec.form == "quad" else -g)
+        if wants_sum:
             for i, x in enumerate(row.gradient):
                 add(state.vector_sum + WIDTH * i, x)
         if spec.form == "sum":
             add(state.quad_sum, row.quad)
         elif spec.form == "logp":
             logp = -0.5 * row.quad - half_logdet - HALF_LOG_2PI * n
-            operands.store_numbers("first", logp)
+            places["first"].store(logp, 0)
         else:
-            operands.store_numbers("first", row.quad)
-            operands.store_numbers("second", half_logdet)
+            places["first"].store(row.quad, 0)
+            places["second"].store(half_logdet, 0)
         is_fine = row.quad.within(-HIGHEST_QUAD, HIGHEST_QUAD)
         fine.set(fine.get().select(is_fine, 0.0))
     for position, variable in sums.items():
@@ -620,7 +457,7 @@ def emit_rows(spec: RowsSpec, operands_of, n_blocks: Index, memory: Memory) -> i
     return fine.get().within(1.0, 1.0)
 
 
-def finish_intrinsic(spec: RowsSpec) -> Callable:
+def finish_intrinsic(spec: LaneSpec) -> Callable:
     """Make ``finish(state)``: the gradient for the matrix, from the sums over the rows."""
 
     @intrinsic
@@ -636,7 +473,7 @@ def finish_intrinsic(spec: RowsSpec) -> Callable:
     return finish
 
 
-def emit_finish(spec: RowsSpec, memory: Memory) -> None:
+def emit_finish(spec: LaneSpec, memory: Memory) -> None:
     """Emit the code after the rows."""
     state, keys = State(spec.n), lower_triangle(spec.n)
     vectors = State.load(memory, state.factors, State.n_factors(spec))

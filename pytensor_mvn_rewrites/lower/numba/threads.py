@@ -19,6 +19,7 @@ import numpy as np
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
+from pytensor_mvn_rewrites.lower.numba.formulas import LaneSpec
 from pytensor_mvn_rewrites.lower.numba.jit import (
     TABLE_TYPE,
     Table,
@@ -30,7 +31,7 @@ from pytensor_mvn_rewrites.lower.numba.jit import (
     njit_exact,
     words,
 )
-from pytensor_mvn_rewrites.lower.numba.lanes import CHUNK, LanesSpec
+from pytensor_mvn_rewrites.lower.numba.lanes import CHUNK
 
 #: Numbers in all matrices together from which threads are worth starting: it takes about 100
 #: microseconds to hand out the work
@@ -42,7 +43,7 @@ TOTAL = Table.entry("total")
 _KERNEL_TYPE = ctypes.CFUNCTYPE(ctypes.c_int32, *(ctypes.c_void_p,) * 3)
 
 
-def threads_name(n_threads: int, spec: LanesSpec) -> str:
+def threads_name(n_threads: int, spec: LaneSpec) -> str:
     """Name of the kernel that lets threads run another."""
     return f"threads {n_threads} {spec.name}"
 

@@ -298,6 +298,46 @@ class Memory:
         self.builder.store(numbers, pointer, align=self.align)
 
 
+class Scattered:
+    """Eight rows that lie apart, by their numbers."""
+
+    def __init__(self, builder: ir.IRBuilder, start, stride, row_numbers: Sequence[ir.Value]):
+        self.rows = [
+            Memory(builder, builder.add(start, builder.mul(number, stride)))
+            for number in row_numbers
+        ]
+
+    def load(self, offset: int) -> Vec:
+        """One number of each row."""
+        builder = self.rows[0].builder
+        vector = _VECTOR(ir.Undefined)
+        for lane, row in enumerate(self.rows):
+            vector = builder.insert_element(vector, row.load_one(offset), _INT32(lane))
+        return Vec(builder, vector)
+
+    def store(self, vector: Vec, offset: int) -> None:
+        """Write one number of each row."""
+        for lane, row in enumerate(self.rows):
+            row.store_one(vector.builder.extract_element(vector.value, _INT32(lane)), offset)
+
+    def load_fields(self, size: int) -> dict[int, Vec]:
+        """All of rows of `size` numbers each: field -> vector."""
+        loaded: dict[int, Vec] = {}
+        for start, inside in _windows(range(size), max(size, WIDTH), WIDTH):
+            columns = transpose([row.load_some(start, min(size, WIDTH)) for row in self.rows])
+            loaded |= {k: columns[k - start] for k in inside}
+        return loaded
+
+    def store_fields(self, fields: Sequence[Vec]) -> None:
+        """Write rows of ``len(fields)`` numbers each."""
+        size = len(fields)
+        for start, _ in _windows(range(size), max(size, WIDTH), WIDTH):
+            inside = list(fields[start : start + WIDTH])
+            inside += [inside[0]] * (WIDTH - len(inside))
+            for row, vector in zip(self.rows, transpose(inside), strict=True):
+                row.store_some(vector, start, min(size, WIDTH))
+
+
 class Difference:
     """Doubles at one address minus those at another, to read."""
 
@@ -368,13 +408,17 @@ def _windows(fields: Iterable[int], size: int, width: int) -> Iterator[tuple[int
         rest = rest[len(inside) :]
 
 
-def load_fields(memory: Memory | Difference, size: int, fields: Sequence[int]) -> dict[int, Vec]:
+def load_fields(
+    memory: Memory | Difference | Scattered, size: int, fields: Sequence[int]
+) -> dict[int, Vec]:
     """Load fields of eight records of `size` numbers each: field -> vector.
 
     Nothing outside of the records is read. Four fields move together, and a vector takes those of
     two records: that is a round of shuffles less than by :func:`transpose`, and hardly a field is
     moved in vain.
     """
+    if isinstance(memory, Scattered):
+        return memory.load_fields(size)
     half = WIDTH // 2
     if size < half:
         registers = [memory.load(WIDTH * i) for i in range(size)]
@@ -394,12 +438,20 @@ def load_fields(memory: Memory | Difference, size: int, fields: Sequence[int]) -
 
 
 def store_fields(
-    memory: Memory | None, fields: Sequence[Vec], negative: Memory | None = None
+    memory: Memory | Scattered | None,
+    fields: Sequence[Vec],
+    negative: Memory | Scattered | None = None,
 ) -> None:
     """Store eight records of ``len(fields)`` numbers each; a vector may appear several times.
 
     Minus the records go to `negative`: they are negated when they are transposed already.
     """
+    if isinstance(memory, Scattered):
+        memory.store_fields(fields)
+        memory = None
+    if isinstance(negative, Scattered):
+        negative.store_fields([-x for x in fields])
+        negative = None
     for offset, vector in _records(fields) if memory or negative else ():
         if memory is not None:
             memory.store(vector, offset)
@@ -426,40 +478,6 @@ def _records(fields: Sequence[Vec]) -> Iterator[tuple[int, Vec]]:
         for start, _ in _windows(range(size), size, WIDTH):
             for lane, row in enumerate(transpose(fields[start : start + WIDTH])):
                 yield size * lane + start, row
-
-
-def load_rows(rows: Sequence[Memory], size: int) -> dict[int, Vec]:
-    """Load the fields of eight records of `size` numbers each that lie apart."""
-    loaded: dict[int, Vec] = {}
-    for start, inside in _windows(range(size), max(size, WIDTH), WIDTH):
-        columns = transpose([row.load_some(start, min(size, WIDTH)) for row in rows])
-        loaded |= {k: columns[k - start] for k in inside}
-    return loaded
-
-
-def store_rows(rows: Sequence[Memory], fields: Sequence[Vec]) -> None:
-    """Store eight records of ``len(fields)`` numbers each that lie apart."""
-    size = len(fields)
-    for start, _ in _windows(range(size), max(size, WIDTH), WIDTH):
-        inside = list(fields[start : start + WIDTH])
-        inside += [inside[0]] * (WIDTH - len(inside))
-        for row, vector in zip(rows, transpose(inside), strict=True):
-            row.store_some(vector, start, min(size, WIDTH))
-
-
-def load_numbers(rows: Sequence[Memory]) -> Vec:
-    """Eight numbers that lie apart."""
-    builder = rows[0].builder
-    vector = _VECTOR(ir.Undefined)
-    for lane, row in enumerate(rows):
-        vector = builder.insert_element(vector, row.load_one(0), _INT32(lane))
-    return Vec(builder, vector)
-
-
-def store_numbers(rows: Sequence[Memory], vector: Vec) -> None:
-    """Write eight numbers that lie apart."""
-    for lane, row in enumerate(rows):
-        row.store_one(vector.builder.extract_element(vector.value, _INT32(lane)), 0)
 
 
 # --- loops ----------------------------------------------------------------------------------

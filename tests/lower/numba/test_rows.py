@@ -13,9 +13,10 @@ from pytensor_mvn_rewrites.lower.numba.blas_rows import (
     BLAS_MIN_R_STRAIGHT,
     BLOCK,
 )
+from pytensor_mvn_rewrites.lower.numba.formulas import LaneSpec
 from pytensor_mvn_rewrites.lower.numba.frame import KernelSpec, kernels_by_condition
 from pytensor_mvn_rewrites.lower.numba.lanes import STRAIGHT_MAX_N
-from pytensor_mvn_rewrites.lower.numba.rows import RowsSpec, lanes_are_rows
+from pytensor_mvn_rewrites.lower.numba.rows import lanes_are_rows
 from pytensor_mvn_rewrites.ops import inv_quad_logdet, mvnormal_logp
 from tests.lower.test_numba_backend import (
     REFERENCE,
@@ -83,8 +84,8 @@ class TestGroupsOfRows:
         functions = rows_functions(build, param, n, own_mean=own_mean)
         kernel = kernel_of(functions[0])
         if n <= STRAIGHT_MAX_N:
-            assert isinstance(kernel, RowsSpec)
-            assert RowsSpec.parse(kernel.name) == kernel
+            assert kernel.has_rows
+            assert LaneSpec.parse(kernel.name) == kernel
         else:
             assert kernel is None
         assert uses_blas_rows(functions[0]) == (n >= BLAS_MIN_N)
@@ -148,7 +149,7 @@ class TestGroupsOfRows:
 @pytest.mark.parametrize("param", ["cov", "tau"])
 def test_rows_of_one_matrix(param):
     functions = compiled(mvnormal_logp, param, ((None, 3), (3,), (3, 3)))
-    assert kernel_of(functions[0]) == RowsSpec("logp", param, 3, "own", "sum", "sum")
+    assert kernel_of(functions[0]) == LaneSpec("rows", "logp", param, 3, "own", "sum", "sum")
     for rows in (1, 8, 203):
         inputs = random_inputs(mvnormal_logp, param, ((rows, 3), (3,), (3, 3)))
         assert_agree(functions, inputs)
@@ -169,7 +170,7 @@ def test_matrix_axis_last():
 def test_mean_that_all_share():
     """A bad matrix must not spoil what the others add to a gradient that all share."""
     functions = compiled(mvnormal_logp, "cov", ((None, None, 2), (1, 1, 2), (None, 1, 2, 2)))
-    assert isinstance(kernel_of(functions[0]), RowsSpec)
+    assert kernel_of(functions[0]).has_rows
     for sizes in [(3, 20), (30, 3), (30, 1)]:
         shapes = ((*sizes, 2), (1, 1, 2), (sizes[0], 1, 2, 2))
         inputs = random_inputs(mvnormal_logp, "cov", shapes)
