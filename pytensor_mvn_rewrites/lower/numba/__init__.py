@@ -24,53 +24,41 @@
 =================  =============================================================================
 """
 
-from collections.abc import Callable
 from functools import lru_cache
 
 from pytensor.link.numba.dispatch.basic import register_funcify_and_cache_key
 
-from pytensor_mvn_rewrites.lower.numba import packed_cholesky, raveled
-from pytensor_mvn_rewrites.lower.numba.blas_rows import blas_rows_kernel
-from pytensor_mvn_rewrites.lower.numba.finite_eigh import finite_eigh_kernel
-from pytensor_mvn_rewrites.lower.numba.formulas import LaneSpec
+from pytensor_mvn_rewrites.lower.numba import (
+    blas_rows,
+    finite_eigh,
+    general,
+    kronecker,
+    lanes,
+    low_rank,
+    packed_cholesky,
+    raveled,
+    rows,
+    threads,
+    whiten,
+)
 from pytensor_mvn_rewrites.lower.numba.frame import KernelSpec, kernel_of_op
-from pytensor_mvn_rewrites.lower.numba.general import general_kernel
 from pytensor_mvn_rewrites.lower.numba.jit import kernel_address
-from pytensor_mvn_rewrites.lower.numba.kronecker import kronecker_kernel
-from pytensor_mvn_rewrites.lower.numba.lanes import lanes_kernel
-from pytensor_mvn_rewrites.lower.numba.low_rank import factorization_kernel, low_rank_kernel
-from pytensor_mvn_rewrites.lower.numba.rows import rows_kernel
-from pytensor_mvn_rewrites.lower.numba.threads import threads_kernel
-from pytensor_mvn_rewrites.lower.numba.whiten import whiten_kernel
 from pytensor_mvn_rewrites.lower.numba_backend import NumbaGaussianOp
 
-__all__ = ["KernelSpec", "build_kernel", "packed_cholesky", "raveled"]
-
-
-def build_kernel(name: str) -> Callable:
-    """The kernel of a name, to be compiled: that of a specification, or one that has none."""
-    match name.split()[0]:
-        case "lanes":
-            return lanes_kernel(LaneSpec.parse(name))
-        case "rows":
-            return rows_kernel(LaneSpec.parse(name))
-        case "blas_rows":
-            return blas_rows_kernel()
-        case "threads" | "chunks":
-            return threads_kernel(name)
-        case "finite_eigh":
-            return finite_eigh_kernel()
-        case "kronecker":
-            return kronecker_kernel()
-        case "whiten":
-            return whiten_kernel()
-        case "low_rank_factorization":
-            return factorization_kernel()
-        case "low_rank":
-            return low_rank_kernel()
-        case _:
-            return general_kernel(lapack=name == "large")
-
+__all__ = [
+    "KernelSpec",
+    "blas_rows",
+    "finite_eigh",
+    "general",
+    "kronecker",
+    "lanes",
+    "low_rank",
+    "packed_cholesky",
+    "raveled",
+    "rows",
+    "threads",
+    "whiten",
+]
 
 _kernel_of_op = lru_cache(maxsize=1024)(kernel_of_op)
 

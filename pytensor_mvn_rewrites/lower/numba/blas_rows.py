@@ -12,8 +12,6 @@ A matrix with pivots that are not positive, or a row that leaves the range where
 accurate, is done again by :mod:`.general` with all of its rows; the others do not notice.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 
 from pytensor_mvn_rewrites.lower.numba.general import (
@@ -40,6 +38,7 @@ from pytensor_mvn_rewrites.lower.numba.jit import (
     TAU,
     Table,
     copy_table,
+    is_kernel,
     njit_exact,
     words,
 )
@@ -80,11 +79,7 @@ N_R, N, PARAM, IS_LOGP = Table.N_R, Table.N, Table.PARAM, Table.IS_LOGP
 M_START, M_STOP = Table.M_START, Table.M_STOP
 
 
-def blas_rows_kernel() -> Callable:
-    """The kernel, to be compiled."""
-    return run_matrices
-
-
+@is_kernel("blas_rows")
 def run_matrices(table):
     """Loop over the matrices, and over blocks of the rows of each."""
     n, param, is_logp = table[N], table[PARAM], table[IS_LOGP]

@@ -1,9 +1,8 @@
 """The kernel of ``FiniteEigh``: LAPACK's divide and conquer on a copy."""
 
-from collections.abc import Callable
-
 import numpy as np
 
+from pytensor_mvn_rewrites.lower.numba.jit import is_kernel
 from pytensor_mvn_rewrites.lower.numba.lapack import eigh
 from pytensor_mvn_rewrites.lower.numba.structured import (
     N,
@@ -25,11 +24,7 @@ def finite_eigh_function(op, node) -> NodeFunction:
     return NodeFunction.of(op, node, "finite_eigh", names, NAMES)
 
 
-def finite_eigh_kernel() -> Callable:
-    """The kernel, to be compiled."""
-    return decompose
-
-
+@is_kernel("finite_eigh")
 def decompose(table):
     """The eigenvalues and eigenvectors of a symmetric matrix."""
     n = table[N]

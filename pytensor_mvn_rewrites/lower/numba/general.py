@@ -17,6 +17,7 @@ from pytensor_mvn_rewrites.lower.numba.jit import (
     CHOL,
     Table,
     bind,
+    builds_kernel,
     call_or_interpret,
     njit_exact,
 )
@@ -45,12 +46,13 @@ VALUE, MU, MATRIX, G_FIRST, G_SECOND, FIRST, SECOND, DVALUE, DMU, DMATRIX, POSDE
 )
 
 
-def general_kernel(*, lapack: bool) -> Callable:
-    """The kernel, to be compiled: for large matrices, which call LAPACK, or for small ones.
+@builds_kernel("small", "large")
+def general_kernel(name: str) -> Callable:
+    """The function for large matrices, which calls LAPACK, or for small ones.
 
     Two functions, because loading LAPACK costs compile time that small matrices do not need.
     """
-    if lapack:
+    if name == "large":
         return bind(run_matrices, factorize=lapack_factorize, invert=lapack_invert)
     return run_matrices
 

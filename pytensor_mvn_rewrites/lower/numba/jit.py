@@ -75,6 +75,9 @@ PARAM_CODES = {"cov": COV, "chol": CHOL, "tau": TAU}
 #: Stands for the address of a kernel that has been interpreted
 INTERPRETED = 1
 
+#: What makes the functions of kernels of their names, by the first words of these
+_BUILDERS: dict[str, Callable[[str], Callable]] = {}
+
 #: Compiled kernels by name, with what keeps their machine code alive
 _KERNELS: dict[str, tuple[int, Callable]] = {}
 
@@ -85,10 +88,7 @@ def cache_key(*parts) -> str:
 
 
 def kernel_address(name: str) -> int:
-    """The address of a kernel; compiles it if no process of this machine has done so.
-
-    Names are those of :func:`.general.general_kernel` and :func:`.lanes.lanes_kernel`.
-    """
+    """The address of a kernel; compiles it if no process of this machine has done so."""
     if name not in _KERNELS:
         function = kernel_function(name)
         CACHED_SRC_FUNCTIONS[function] = cache_key(name)
@@ -104,9 +104,27 @@ def kernel_address(name: str) -> int:
 
 def kernel_function(name: str) -> Callable:
     """The function that is compiled to a kernel."""
-    from pytensor_mvn_rewrites.lower.numba import build_kernel
+    return _BUILDERS[name.split()[0]](name)
 
-    return build_kernel(name)
+
+def builds_kernel(*kinds: str):
+    """Register what makes the function of each kernel whose name begins with one of `kinds`."""
+
+    def register(build: Callable[[str], Callable]):
+        _BUILDERS.update(dict.fromkeys(kinds, build))
+        return build
+
+    return register
+
+
+def is_kernel(name: str):
+    """Register the function of the kernel of a name."""
+
+    def register(function: Callable):
+        _BUILDERS[name] = lambda name: function
+        return function
+
+    return register
 
 
 def njit_exact(function: Callable | None = None, *, reassociate: bool = False, **options):

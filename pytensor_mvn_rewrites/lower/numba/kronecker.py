@@ -7,11 +7,9 @@ at the other: BLAS, without a copy. The gradient of a Kronecker factor is a prod
 well, for which the entries are copied with its axis in front.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 
-from pytensor_mvn_rewrites.lower.numba.jit import njit_exact
+from pytensor_mvn_rewrites.lower.numba.jit import is_kernel, njit_exact
 from pytensor_mvn_rewrites.lower.numba.lapack import AS_IS, TRANSPOSED, matmul
 from pytensor_mvn_rewrites.lower.numba.structured import (
     N_ROWS,
@@ -58,11 +56,7 @@ def kronecker_function(op, node) -> NodeFunction:
     return NodeFunction.of(op, node, "kronecker", names, places, condition)
 
 
-def kronecker_kernel() -> Callable:
-    """The kernel, to be compiled."""
-    return run_rows
-
-
+@is_kernel("kronecker")
 def run_rows(table):
     """Rotate all rows at once, then the value, or the gradients."""
     n, n_rows = table[N], table[N_ROWS]

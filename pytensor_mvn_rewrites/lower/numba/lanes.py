@@ -31,6 +31,7 @@ from pytensor_mvn_rewrites.lower.numba.general import HALF_LOG_2PI, do_again
 from pytensor_mvn_rewrites.lower.numba.jit import (
     Table,
     bind,
+    builds_kernel,
     copy_table,
     data_address,
     njit_exact,
@@ -96,8 +97,10 @@ POSDEF, TOTAL = (Table.entry(name) for name in ("posdef", "total"))
 ALL = (1 << WIDTH) - 1
 
 
-def lanes_kernel(spec: LaneSpec) -> Callable:
-    """The kernel of `spec`, to be compiled."""
+@builds_kernel("lanes")
+def lanes_kernel(name: str) -> Callable:
+    """The function of the kernel of a specification."""
+    spec = LaneSpec.parse(name)
     return bind(
         run_blocks,
         blocks=blocks_intrinsic(spec),

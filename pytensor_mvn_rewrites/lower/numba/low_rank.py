@@ -4,11 +4,9 @@ Layout: tall matrices are copied once, row by row, and the rows that share the c
 after the other, so that all work beyond that of one pass over the entries is a product of matrices.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 
-from pytensor_mvn_rewrites.lower.numba.jit import njit_exact
+from pytensor_mvn_rewrites.lower.numba.jit import is_kernel, njit_exact
 from pytensor_mvn_rewrites.lower.numba.lapack import AS_IS, TRANSPOSED, matmul, orthonormalize
 from pytensor_mvn_rewrites.lower.numba.structured import (
     N_ROWS,
@@ -53,11 +51,7 @@ def low_rank_function(op, node) -> NodeFunction:
     return NodeFunction.of(op, node, "low_rank", names, NAMES)
 
 
-def factorization_kernel() -> Callable:
-    """The kernel of the factorization, to be compiled."""
-    return factorize
-
-
+@is_kernel("low_rank_factorization")
 def factorize(table):
     """The QR factorization of the scaled factor above the identity."""
     n, k = table[N], table[K]
@@ -85,11 +79,7 @@ def factorize(table):
     copy_out(table, DIAG_R, 1, k, diag_R)
 
 
-def low_rank_kernel() -> Callable:
-    """The kernel of value and gradient, to be compiled."""
-    return run_rows
-
-
+@is_kernel("low_rank")
 def run_rows(table):
     """Whiten all rows, then the value, or the gradients."""
     n_rows, n, k = table[N_ROWS], table[N], table[K]

@@ -38,6 +38,7 @@ from pytensor_mvn_rewrites.lower.numba.groups import (
 from pytensor_mvn_rewrites.lower.numba.jit import (
     Table,
     bind,
+    builds_kernel,
     copy_table,
     data_address,
     njit_exact,
@@ -82,8 +83,10 @@ N_R, N_M, M_START, M_STOP = Table.N_R, Table.N_M, Table.M_START, Table.M_STOP
 VECTOR = LANE * WIDTH
 
 
-def rows_kernel(spec: LaneSpec) -> Callable:
-    """The kernel of `spec`, to be compiled."""
+@builds_kernel("rows")
+def rows_kernel(name: str) -> Callable:
+    """The function of the kernel of a specification."""
+    spec = LaneSpec.parse(name)
     return bind(
         run_matrices,
         begin=begin_intrinsic(spec),

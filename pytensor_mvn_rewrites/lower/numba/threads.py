@@ -24,6 +24,7 @@ from pytensor_mvn_rewrites.lower.numba.jit import (
     TABLE_TYPE,
     Table,
     bind,
+    builds_kernel,
     call_kernel_by_table,
     call_python,
     copy_table,
@@ -53,8 +54,9 @@ def chunks_name(kernel: str) -> str:
     return f"chunks {kernel}"
 
 
+@builds_kernel("threads", "chunks")
 def threads_kernel(name: str) -> Callable:
-    """The kernel of one of these names, to be compiled."""
+    """The function of the kernel of one of these names."""
     kind, rest = name.split(maxsplit=1)
     if kind == "chunks":
         return bind(run_chunks, KERNEL=rest)

@@ -12,7 +12,7 @@ In memory the eight matrices are records one after the other. :func:`load_fields
 of all of them into one vector, :func:`store_fields` puts them back.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from llvmlite import ir
@@ -557,47 +557,37 @@ def loop(
         yield index if last is None else index.if_at_most(index, last, last)
 
 
-@intrinsic
-def load(typingctx, address):
-    """The float64 at an address."""
+def _load_intrinsic(type_: types.Type) -> Callable:
+    """Make ``load(address)``, which reads a number of a type."""
 
-    def codegen(context, builder, signature, args):
-        return builder.load(builder.inttoptr(args[0], _DOUBLE.as_pointer()))
+    @intrinsic
+    def load(typingctx, address):
+        def codegen(context, builder, signature, args):
+            pointer = builder.inttoptr(args[0], context.get_data_type(type_).as_pointer())
+            return context.unpack_value(builder, type_, pointer)
 
-    return types.float64(types.intp), codegen
+        return type_(types.intp), codegen
 
-
-@intrinsic
-def load_int(typingctx, address):
-    """The int64 at an address."""
-
-    def codegen(context, builder, signature, args):
-        return builder.load(builder.inttoptr(args[0], _INT64.as_pointer()))
-
-    return types.intp(types.intp), codegen
+    return load
 
 
-@intrinsic
-def store(typingctx, address, number):
-    """Write a float64 to an address."""
+def _store_intrinsic(type_: types.Type) -> Callable:
+    """Make ``store(address, number)``, which writes a number as NumPy stores it."""
 
-    def codegen(context, builder, signature, args):
-        builder.store(args[1], builder.inttoptr(args[0], _DOUBLE.as_pointer()))
-        return context.get_dummy_value()
+    @intrinsic
+    def store(typingctx, address, number):
+        def codegen(context, builder, signature, args):
+            pointer = builder.inttoptr(args[0], context.get_data_type(type_).as_pointer())
+            context.pack_value(builder, type_, args[1], pointer)
+            return context.get_dummy_value()
 
-    return types.void(types.intp, types.float64), codegen
+        return types.void(types.intp, type_), codegen
+
+    return store
 
 
-@intrinsic
-def store_bool(typingctx, address, flag):
-    """Write a NumPy boolean to an address."""
-
-    def codegen(context, builder, signature, args):
-        byte = ir.IntType(8)
-        builder.store(builder.zext(args[1], byte), builder.inttoptr(args[0], byte.as_pointer()))
-        return context.get_dummy_value()
-
-    return types.void(types.intp, types.boolean), codegen
+load, load_int = _load_intrinsic(types.float64), _load_intrinsic(types.intp)
+store, store_bool = _store_intrinsic(types.float64), _store_intrinsic(types.boolean)
 
 
 @intrinsic

@@ -1,10 +1,8 @@
 """The kernel of ``Whiten`` and its pullback: LAPACK's factorization and inverse, and BLAS."""
 
-from collections.abc import Callable
-
 import numpy as np
 
-from pytensor_mvn_rewrites.lower.numba.jit import njit_exact
+from pytensor_mvn_rewrites.lower.numba.jit import is_kernel, njit_exact
 from pytensor_mvn_rewrites.lower.numba.lapack import (
     AS_IS,
     TRANSPOSED,
@@ -43,11 +41,7 @@ def whiten_function(op, node) -> NodeFunction:
     return NodeFunction.of(op, node, "whiten", names, NAMES)
 
 
-def whiten_kernel() -> Callable:
-    """The kernel, to be compiled."""
-    return run_matrix
-
-
+@is_kernel("whiten")
 def run_matrix(table):
     """The value, or the gradients."""
     n, c = table[N], table[C]
