@@ -6,6 +6,7 @@
 `rows`             the kernel for small matrices with several rows each
 `groups`           which rows belong to which matrix, when an index says so
 `blas_rows`        the kernel for larger matrices with many rows each
+`node`             the source of such functions
 `places`           where `lanes` and `rows` find their operands: in place, or in a buffer
 `threads`          lets several threads share the kernel of `lanes`
 `formulas`         the formulas of small matrices; `lane_loops` those of medium ones

@@ -1,11 +1,6 @@
-"""The function that a node calls: run-time checks, allocation of the outputs, choice of a kernel.
+"""The function that a node of a lowered op calls, and the choice of its kernel."""
 
-Its source is generated because the number of batch axes differs from graph to graph; everything
-else in it is as one would write it by hand. It is compiled for every graph, so it is small: all
-that differs between graphs and not between matrices is passed to the kernel as numbers.
-"""
-
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +26,13 @@ from pytensor_mvn_rewrites.lower.numba.lanes import (
     LANES_MIN_M,
     STRAIGHT_MAX_N,
 )
+from pytensor_mvn_rewrites.lower.numba.node import (
+    Operand,
+    allocation_lines,
+    call_line,
+    function_source,
+    length_lines,
+)
 from pytensor_mvn_rewrites.lower.numba.threads import threads_name
 from pytensor_mvn_rewrites.lower.numba_backend import (
     BatchLayout,
@@ -38,26 +40,13 @@ from pytensor_mvn_rewrites.lower.numba_backend import (
     NumbaMvNormalLogp,
 )
 
-INPUT_NAMES = {
-    "NumbaMvNormalLogp": ("value", "mu", "matrix", "g_logp"),
-    "NumbaInvQuadLogdet": ("delta", "matrix", "g_quad", "g_half_logdet"),
-}
-CORE_NDIMS = {
-    "value": 1,
-    "mu": 1,
-    "delta": 1,
-    "matrix": 2,
-    "g_logp": 0,
-    "g_quad": 0,
-    "g_half_logdet": 0,
-    "index": 0,
-}
-#: Where the operands and outputs of an op stand in the table of a kernel
-TABLE_INPUTS = {
+#: Where the inputs of an op stand in the table of a kernel; the index of groups comes last
+INPUTS = {
     "NumbaMvNormalLogp": ("value", "mu", "matrix", "g_first"),
     "NumbaInvQuadLogdet": ("value", "matrix", "g_first", "g_second"),
 }
-TABLE_OUTPUTS = {
+#: Where outputs stand that have other names in the op
+OUTPUTS = {
     "logp": "first",
     "logp_sum": "total",
     "checked_logp_sum": "total",
@@ -65,11 +54,10 @@ TABLE_OUTPUTS = {
     "half_logdet": "second",
     "ddelta": "dvalue",
 }
-#: What the index of groups is sorted into, and along which axis it lies
-INDEX_AXES = {"start": "M", "order": "R"}
-#: Outputs that are sums over the batch
-SUMS = ("logp_sum", "checked_logp_sum")
-GRADIENTS = {"dvalue": "value", "dmu": "mu", "ddelta": "delta", "dmatrix": "matrix"}
+#: Gradients, by the places of what they are for
+GRADIENTS = {"dvalue": "value", "dmu": "mu", "dmatrix": "matrix"}
+#: What the index of groups is sorted into
+SORTED_INDEX = (Operand("start", "M"), Operand("order", "R"))
 
 
 @dataclass(frozen=True)
@@ -84,9 +72,11 @@ class KernelSpec:
     n : int or None
     layout : BatchLayout
     outputs : tuple of (str, str)
-        Names and dtypes.
+        Places in the table and dtypes.
     casts : tuple of str
-        Names of the inputs that are not float64.
+        The inputs that are not float64.
+    is_checked : bool
+        Whether a matrix that is not positive definite adds minus infinity to the sum.
     n_threads : int
         How many threads may share a large batch.
     """
@@ -97,17 +87,20 @@ class KernelSpec:
     layout: BatchLayout
     outputs: tuple[tuple[str, str], ...]
     casts: tuple[str, ...]
+    is_checked: bool
     n_threads: int = 1
 
     @classmethod
     def of(cls, op: NumbaGaussianOp, node) -> "KernelSpec":
         """The specification of the kernel of an Apply node."""
         name = type(op).__name__
+        places = (OUTPUTS.get(out, out) for out in op.outputs)
         dtypes = (out.type.dtype for out in node.outputs)
-        outputs = tuple(zip(op.outputs, dtypes, strict=True))
-        inputs = zip(input_names(name, op.layout), node.inputs, strict=True)
+        outputs = tuple(zip(places, dtypes, strict=True))
+        inputs = zip(input_places(name, op.layout), node.inputs, strict=True)
         casts = tuple(key for key, inp in inputs if inp.type.dtype != "float64" and key != "index")
-        return cls(name, op.param, op.n, op.layout, outputs, casts, n_threads())
+        is_checked = "checked_logp_sum" in op.outputs
+        return cls(name, op.param, op.n, op.layout, outputs, casts, is_checked, n_threads())
 
     @property
     def is_logp(self) -> bool:
@@ -116,18 +109,12 @@ class KernelSpec:
 
     @property
     def inputs(self) -> dict[str, str]:
-        """Batch axes of each input, by name."""
-        return dict(zip(input_names(self.op, self.layout), self.layout.operands, strict=True))
-
-    @property
-    def operands(self) -> dict[str, str]:
-        """Names of the inputs that kernels get, by their names in the table."""
-        names = (name for name in self.inputs if name != "index")
-        return dict(zip(TABLE_INPUTS[self.op], names, strict=False))
+        """Batch axes of each input, by place."""
+        return dict(zip(input_places(self.op, self.layout), self.layout.operands, strict=True))
 
     @property
     def wanted(self) -> frozenset[str]:
-        """Names of the outputs."""
+        """Places of the outputs."""
         return frozenset(name for name, _ in self.outputs)
 
     @property
@@ -135,7 +122,7 @@ class KernelSpec:
         """What the forward outputs are: ``"logp"``, ``"sum"`` or ``"quad"``."""
         if not self.is_logp:
             return "quad"
-        return "logp" if self.wanted.isdisjoint(SUMS) else "sum"
+        return "sum" if "total" in self.wanted else "logp"
 
     @property
     def kernel(self) -> LaneSpec | None:
@@ -151,10 +138,10 @@ class KernelSpec:
         gradients = dict.fromkeys(("dvalue", "dmu", "dmatrix"), "none")
         for name in self.wanted & GRADIENTS.keys():
             is_own = "R" in self.axes(name) or not has_rows
-            gradients[TABLE_OUTPUTS.get(name, name)] = "own" if is_own else "sum"
+            gradients[name] = "own" if is_own else "sum"
         apart = ""
         if self.layout.is_grouped:
-            own = [place for place, name in self.operands.items() if "R" in self.axes(name)]
+            own = [name for name, axes in self.inputs.items() if "R" in axes and name != "index"]
             apart = ",".join(own) or "none"
         kind, n = "rows" if has_rows else "lanes", self.n if is_straight else 0
         value, mu, matrix = gradients.values()
@@ -194,23 +181,38 @@ class KernelSpec:
         return threads_name(self.n_threads, self.kernel)
 
     def axes(self, name: str) -> str:
-        """Batch axes of an operand or output."""
-        if name in SUMS:
-            return ""
-        if name in INDEX_AXES:
-            return INDEX_AXES[name]
+        """Batch axes of an input or output."""
         name = GRADIENTS.get(name, name)
-        return self.inputs.get(name, self.layout.joint)
+        return "" if name == "total" else self.inputs.get(name, self.layout.joint)
 
     def accumulates(self, gradient: str) -> bool:
         """Whether several (m, r) add to the same element of a gradient for a vector."""
         return any(axis in "MR" and axis not in self.axes(gradient) for axis in self.layout.joint)
 
+    def start(self, name: str) -> str:
+        """What an output holds before a kernel writes to it: zeros where it is a sum.
 
-def input_names(op: str, layout: BatchLayout) -> list[str]:
-    """Names of the inputs of a lowered op; the index of groups comes last."""
-    names = INPUT_NAMES[op][: len(layout.operands) - layout.is_grouped]
-    return [*names, "index"] if layout.is_grouped else [*names]
+        Flags of rows in groups are true, so that kernels need not look for all rows of a good
+        matrix.
+        """
+        if name == "posdef" and self.layout.is_grouped:
+            return "ones"
+        is_written = name == "dmatrix" and not self.layout.is_grouped
+        is_sum = name in GRADIENTS and self.accumulates(name) and not is_written
+        return "zeros" if name == "total" or is_sum else "empty"
+
+    def operand(self, name: str, dtype: str = "float64") -> Operand:
+        """An input, or an output; kernels write float64."""
+        place = Table.NAMES.index(name) if name in Table.NAMES else None
+        core = () if place is None else ("n",) * Table.CORE_NDIMS[place]
+        dtype = "bool_" if dtype == "bool" else "float64"
+        return Operand(name, self.axes(name), core, dtype, self.start(name))
+
+
+def input_places(op: str, layout: BatchLayout) -> list[str]:
+    """Where the inputs of a lowered op stand in the table; the index of groups comes last."""
+    places = INPUTS[op][: len(layout.operands) - layout.is_grouped]
+    return [*places, "index"] if layout.is_grouped else [*places]
 
 
 def kernel_of_op(spec: KernelSpec) -> tuple[Callable, str]:
@@ -229,36 +231,30 @@ def kernel_of_op(spec: KernelSpec) -> tuple[Callable, str]:
 
 def frame_source(spec: KernelSpec) -> str:
     """The source of the function of an op."""
-    outputs = [name for name, _ in spec.outputs]
-    casts = [f"    {name} = as_float32({name})" for name, dtype in spec.outputs if "32" in dtype]
+    inputs = [spec.operand(name) for name in spec.inputs]
+    outputs = [spec.operand(name, dtype) for name, dtype in spec.outputs]
+    condition = "True" if spec.n is None else f"n == {spec.n}"
     lines = [
-        f"def {spec.op}({', '.join(spec.inputs)}):",
-        *(f"    {name} = as_float64({name})" for name in spec.inputs if name in spec.casts),
-        *("    " + line for line in check_lines(spec)),
-        *("    " + line for line in allocation_lines(spec)),
-        *(["    start, order = group_rows(index, n_m)"] if spec.layout.is_grouped else []),
-        *("    " + line for line in call_lines(spec)),
-        *casts,
-        f"    return {', '.join(outputs)}",
+        *(f"{name} = as_float64({name})" for name in spec.casts),
+        *length_lines(spec.op, inputs, "MR", condition),
+        *allocation_lines(outputs),
+        *(["start, order = group_rows(index, M)"] if spec.layout.is_grouped else []),
+        *call_lines(spec, [*inputs, *outputs]),
+        *(f"{name} = as_float32({name})" for name, dtype in spec.outputs if "32" in dtype),
     ]
-    return "\n".join(lines) + "\n"
+    return function_source(spec.op, inputs, outputs, lines)
 
 
-def call_lines(spec: KernelSpec):
+def call_lines(spec: KernelSpec, operands: Sequence[Operand]) -> Iterator[str]:
     """Call the kernel for the core size and the layout."""
-    places = dict.fromkeys(Table.NAMES)
-    places |= spec.operands
-    places |= {name: name for name in INDEX_AXES if spec.layout.is_grouped}
-    places |= {TABLE_OUTPUTS.get(name, name): name for name in sorted(spec.wanted)}
-    axes = ",".join(spec.axes(name) if name else "" for name in places.values())
-    is_checked = "checked_logp_sum" in spec.wanted
-    codes = int(spec.is_logp), int(is_checked), PARAM_CODES[spec.param]
-    header = f"(n_r, n_m, n, {', '.join(map(str, codes))}, 0, n_m)"
-    arguments = f'"{axes}", {header}, ({", ".join(map(str, places.values()))})'
+    found = {operand.name: operand for operand in operands}
+    found |= {own.name: own for own in SORTED_INDEX if spec.layout.is_grouped}
+    codes = int(spec.is_logp), int(spec.is_checked), PARAM_CODES[spec.param]
+    header = f"R, M, n, {', '.join(map(str, codes))}, 0, M"
     opening = "if"
     for condition, kernel in kernels_by_condition(spec):
         yield f"{opening} {condition}:"
-        yield f'    call_kernel("{kernel}", {arguments})'
+        yield f"    {call_line(kernel, map(found.get, Table.NAMES), header)}"
         opening = "elif"
 
 
@@ -270,13 +266,13 @@ def kernels_by_condition(spec: KernelSpec) -> Iterator[tuple[str, str]]:
     n = spec.n
     if spec.uses_blas_rows:
         rows = BLAS_MIN_R if spec.kernel is None else BLAS_MIN_R_STRAIGHT
-        mean = " * n_m" if spec.layout.is_grouped else ""
-        yield f"n >= {BLAS_MIN_N} and n_r >= {rows}{mean}", "blas_rows"
+        mean = " * M" if spec.layout.is_grouped else ""
+        yield f"n >= {BLAS_MIN_N} and R >= {rows}{mean}", "blas_rows"
     if spec.kernel_name is not None:
         if n is not None and n <= STRAIGHT_MAX_N:
             yield "True", spec.kernel_name
             return
-        yield f"n_m >= {LANES_MIN_M}", spec.kernel_name
+        yield f"M >= {LANES_MIN_M}", spec.kernel_name
     if n is None:
         yield f"n < {LAPACK_MIN_N}", "small"
     yield "True", "large" if n is None or n >= LAPACK_MIN_N else "small"
@@ -296,51 +292,3 @@ def as_float32(array):
     out = np.empty(array.shape, np.float32)
     out[...] = array
     return out
-
-
-def check_lines(spec: KernelSpec):
-    """Find the sizes ``n``, ``n_m`` and ``n_r``; raise ValueError where operands disagree."""
-    yield "n = matrix.shape[-1]"
-    core = ["matrix.shape[-2] != n"]
-    core += [f"{name}.shape[-1] != n" for name in spec.inputs if CORE_NDIMS[name] == 1]
-    core += [] if spec.n is None else [f"n != {spec.n}"]
-    yield f"if {' or '.join(core)}:"
-    yield f"    raise ValueError('{spec.op}: the core shapes of the inputs do not agree')"
-
-    sizes: dict[str, str] = {}
-    batch = []
-    for name, axes in spec.inputs.items():
-        for position, axis in enumerate(axes):
-            length = f"{name}.shape[{position}]"
-            if axis == "1":
-                batch.append(f"{length} != 1")
-            elif axis in sizes:
-                batch.append(f"{length} != n_{axis.lower()}")
-            else:
-                sizes[axis] = length
-    for axis in "MR":
-        yield f"n_{axis.lower()} = {sizes.get(axis, 1)}"
-    if batch:
-        yield f"if {' or '.join(batch)}:"
-        yield f"    raise ValueError('{spec.op}: the batch shapes of the inputs do not agree')"
-
-
-def allocation_lines(spec: KernelSpec):
-    """Allocate the outputs; those that are sums over the batch or of groups start at zero.
-
-    Flags of rows in groups are true, so that kernels need not look for all rows of a good matrix.
-    """
-    sizes = {"M": "n_m", "R": "n_r", "1": "1"}
-    for name, dtype in spec.outputs:
-        if name in GRADIENTS:
-            shape = f"{GRADIENTS[name]}.shape"
-            is_written = name == "dmatrix" and not spec.layout.is_grouped
-            function = "zeros" if spec.accumulates(name) and not is_written else "empty"
-        else:
-            shape = "(" + "".join(f"{sizes[axis]}, " for axis in spec.axes(name)) + ")"
-            function = "zeros" if name in SUMS else "empty"
-            if name == "posdef" and spec.layout.is_grouped:
-                function = "ones"
-        # kernels write float64
-        dtype = "bool_" if dtype == "bool" else "float64"
-        yield f"{name} = np.{function}({shape}, dtype=np.{dtype})"

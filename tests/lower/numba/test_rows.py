@@ -210,7 +210,7 @@ class TestProductsOfRows:
         lowered, _ = compiled(mvnormal_logp, "cov", ((None, n), (n,), (n, n)))
         [node] = lowered_nodes(lowered)
         conditions = kernels_by_condition(KernelSpec.of(node.op, node))
-        sizes = {"n": n, "n_m": 1, "n_r": rows}
+        sizes = {"n": n, "M": 1, "R": rows}
         name = next(name for condition, name in conditions if eval(condition, sizes))
         assert name.split()[0] == kernel
 
