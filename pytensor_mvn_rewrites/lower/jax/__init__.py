@@ -1,7 +1,7 @@
 """JAX implementations of the lowered ops; importing this package registers them with PyTensor.
 
 ==============  ===============================================================================
-`densities`     the four ops as functions of arrays, and their derivative
+`densities`     the ops as functions of arrays, and their derivative
 `unrolled`      small matrices: straight-line code, one array over the batch for each element
 `sweep`         medium matrices: one loop over the pivots for the whole batch
 `lapack`        large matrices, and many rows that share a matrix
@@ -11,52 +11,31 @@ Everything is plain ``jnp`` and ``lax`` on the whole batch: it can be jitted, ma
 the batch axes, and differentiated any number of times.
 """
 
+from functools import partial
+
 import jax
 import numpy as np
 from pytensor.link.jax.dispatch import jax_funcify
 
-from pytensor_mvn_rewrites.lower.jax.densities import (
-    inv_quad_logdet,
-    inv_quad_logdet_pullback,
-    inv_quad_logdet_with_pullback,
-    mvnormal_logp,
-    mvnormal_logp_pullback,
-    mvnormal_logp_with_pullback,
-)
-from pytensor_mvn_rewrites.lower.jax_backend import JaxGaussianOp
+from pytensor_mvn_rewrites.lower.jax.densities import inv_quad_logdet, mvnormal_logp, with_pullback
+from pytensor_mvn_rewrites.lower.jax_backend import FAMILIES, JaxGaussianOp
 from pytensor_mvn_rewrites.lower.kinks import Materialized
-from pytensor_mvn_rewrites.ops import (
-    InvQuadLogdet,
-    InvQuadLogdetPullback,
-    MvNormalLogp,
-    MvNormalLogpPullback,
-)
-
-__all__ = [
-    "IMPLEMENTATIONS",
-    "inv_quad_logdet",
-    "inv_quad_logdet_pullback",
-    "inv_quad_logdet_with_pullback",
-    "mvnormal_logp",
-    "mvnormal_logp_pullback",
-    "mvnormal_logp_with_pullback",
-]
+from pytensor_mvn_rewrites.ops import InvQuadLogdet, MvNormalLogp
 
 #: Reference ops -> function of the inputs and `param`
-IMPLEMENTATIONS = {
-    (MvNormalLogp,): mvnormal_logp,
-    (MvNormalLogpPullback,): mvnormal_logp_pullback,
-    (MvNormalLogp, MvNormalLogpPullback): mvnormal_logp_with_pullback,
-    (InvQuadLogdet,): inv_quad_logdet,
-    (InvQuadLogdetPullback,): inv_quad_logdet_pullback,
-    (InvQuadLogdet, InvQuadLogdetPullback): inv_quad_logdet_with_pullback,
-}
+IMPLEMENTATIONS = {MvNormalLogp: mvnormal_logp, InvQuadLogdet: inv_quad_logdet}
 
 
 @jax_funcify.register(JaxGaussianOp)
 def jax_funcify_gaussian(op, node, **kwargs):
     """The implementation of a lowered op, in the dtype that PyTensor computes in."""
-    function = IMPLEMENTATIONS[op.references]
+    [forward_op] = (
+        family.forward_op
+        for family in FAMILIES
+        if op.references[0] in (family.forward_op, family.pullback_op)
+    )
+    function = partial(IMPLEMENTATIONS[forward_op], param=op.param)
+    n_inputs = len(forward_op.core_ndims)
     floats = [out.type.dtype for out in node.outputs if out.type.dtype != "bool"]
     # what JAX makes of float64 where its x64 mode is off
     compute = jax.dtypes.canonicalize_dtype(np.result_type(*floats))
@@ -64,7 +43,10 @@ def jax_funcify_gaussian(op, node, **kwargs):
 
     def gaussian(*inputs):
         inputs = [jax.numpy.asarray(inp, dtype=compute) for inp in inputs]
-        outputs = function(*inputs, param=op.param)
+        own, cotangents = inputs[:n_inputs], inputs[n_inputs:]
+        outputs = with_pullback(function, own, cotangents) if cotangents else function(*own)
+        # a pullback alone has the gradients only, which come last
+        outputs = outputs[len(outputs) - len(dtypes) :]
         return tuple(out.astype(dtype) for out, dtype in zip(outputs, dtypes, strict=True))
 
     gaussian.__name__ = str(op)

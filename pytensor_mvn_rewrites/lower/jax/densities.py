@@ -49,46 +49,16 @@ def inv_quad_logdet(delta, matrix, *, param: str):
     )
 
 
-def mvnormal_logp_with_pullback(value, mu, matrix, g_logp, *, param: str):
-    """The outputs of the op, then those of its pullback."""
-
-    def logp(*inputs):
-        outputs = mvnormal_logp(*inputs, param=param)
-        return outputs[:1], outputs
-
-    return with_pullback(logp, (value, mu, matrix), (g_logp,))
-
-
-def mvnormal_logp_pullback(*inputs, param: str):
-    """:class:`~pytensor_mvn_rewrites.ops.mvnormal.MvNormalLogpPullback`."""
-    return mvnormal_logp_with_pullback(*inputs, param=param)[2:]
-
-
-def inv_quad_logdet_with_pullback(delta, matrix, g_quad, g_half_logdet, *, param: str):
-    """The outputs of the op, then those of its pullback."""
-
-    def quad_logdet(*inputs):
-        outputs = inv_quad_logdet(*inputs, param=param)
-        return outputs[:2], outputs
-
-    return with_pullback(quad_logdet, (delta, matrix), (g_quad, g_half_logdet))
-
-
-def inv_quad_logdet_pullback(*inputs, param: str):
-    """:class:`~pytensor_mvn_rewrites.ops.quadlogdet.InvQuadLogdetPullback`."""
-    return inv_quad_logdet_with_pullback(*inputs, param=param)[3:]
-
-
 def with_pullback(function, inputs, cotangents):
     """Outputs and gradients from one evaluation.
 
     Parameters
     ----------
     function : callable
-        Of `inputs`; returns the outputs that are differentiated, and all outputs.
-    inputs : tuple of array
-    cotangents : tuple of array
-        They broadcast against the outputs that are differentiated.
+        Of `inputs`.
+    inputs : sequence of array
+    cotangents : sequence of array
+        Of the first outputs; they broadcast against these.
 
     Returns
     -------
@@ -97,10 +67,10 @@ def with_pullback(function, inputs, cotangents):
     """
 
     def broadcast(*inputs):
-        differentiated, outputs = function(*inputs)
-        pairs = zip(differentiated, cotangents, strict=True)
+        outputs = function(*inputs)
+        pairs = zip(outputs, cotangents, strict=False)
         shapes = [jnp.broadcast_shapes(out.shape, g.shape) for out, g in pairs]
-        return tuple(map(jnp.broadcast_to, differentiated, shapes)), outputs
+        return tuple(map(jnp.broadcast_to, outputs, shapes)), outputs
 
     differentiated, vjp, outputs = jax.vjp(broadcast, *inputs, has_aux=True)
     pairs = zip(differentiated, cotangents, strict=True)
