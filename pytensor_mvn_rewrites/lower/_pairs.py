@@ -26,7 +26,7 @@ class Family(Protocol):
     def pullback_op(self) -> type[GaussianOp]: ...
 
 
-def find_groups[F: Family](
+def find_pairs[F: Family](
     fgraph, families: Iterable[F]
 ) -> Iterator[tuple[F, Apply | None, Apply | None]]:
     """Yield (family, forward node or None, pullback node or None), forward nodes paired first.

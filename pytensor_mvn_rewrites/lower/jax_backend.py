@@ -10,7 +10,7 @@ from pytensor.graph.basic import Apply
 from pytensor.link.jax.linker import JAXLinker
 
 from pytensor_mvn_rewrites.lower._lowered import LoweredOp, compiles_for
-from pytensor_mvn_rewrites.lower._pairs import find_groups
+from pytensor_mvn_rewrites.lower._pairs import find_pairs
 from pytensor_mvn_rewrites.ops import (
     InvQuadLogdet,
     InvQuadLogdetPullback,
@@ -99,7 +99,7 @@ def lower_to_jax(fgraph):
     """
     if not compiles_for(fgraph, JAXLinker):
         return
-    for _, *group in list(find_groups(fgraph, FAMILIES)):
+    for _, *group in list(find_pairs(fgraph, FAMILIES)):
         nodes = [node for node in group if node is not None]
         op = JaxGaussianOp(
             references=tuple(type(node.op) for node in nodes), param=nodes[0].op.param

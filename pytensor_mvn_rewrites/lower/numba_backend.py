@@ -20,7 +20,7 @@ from pytensor.tensor.math import All, Sum
 from pytensor_mvn_rewrites.graph import Tensor
 from pytensor_mvn_rewrites.lower._groups import RowGroups, find_row_groups
 from pytensor_mvn_rewrites.lower._lowered import LoweredOp, compiles_for
-from pytensor_mvn_rewrites.lower._pairs import core_sizes, find_groups
+from pytensor_mvn_rewrites.lower._pairs import core_sizes, find_pairs
 from pytensor_mvn_rewrites.ops import (
     DecomposedKroneckerQuadLogdet,
     DecomposedKroneckerQuadLogdetPullback,
@@ -265,13 +265,13 @@ def lower_to_numba(fgraph):
     """
     if not compiles_for(fgraph, NumbaLinker):
         return
-    groups = list(find_groups(fgraph, LOWERED_OPS))
-    if not groups and not any(isinstance(node.op, KernelOp) for node in fgraph.apply_nodes):
+    pairs = list(find_pairs(fgraph, LOWERED_OPS))
+    if not pairs and not any(isinstance(node.op, KernelOp) for node in fgraph.apply_nodes):
         return
     # registers the kernels
     import pytensor_mvn_rewrites.lower.numba  # noqa: F401
 
-    for cls, forward, pullback in groups:
+    for cls, forward, pullback in pairs:
         replacements = lowered(fgraph, cls, forward, pullback)
         # each replacement leaves a correct graph behind
         fgraph.replace_all(replacements, reason="mvn_lower_to_numba")
