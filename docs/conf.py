@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 
 # The pages are executed when they are built. Python evaluates the graphs node by node: nothing is
-# compiled, so that a page takes seconds. Python cannot run large fused loops.
+# compiled, so that a page takes seconds. Python cannot run large fused loops. The pages of the
+# gallery compile: their first cell, which is not shown, sets flags of its own.
 os.environ["PYTENSOR_FLAGS"] = "cxx=,linker=py,optimizer_excluding=fusion"
 
 # they use the models of the benchmark, and what tests rules
@@ -33,7 +34,8 @@ myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
-nb_execution_timeout = 300
+# the gallery compiles, and machines have other work to do
+nb_execution_timeout = 1200
 # progress bars and the log of PyMC's samplers
 nb_output_stderr = "remove"
 nb_merge_streams = True

@@ -1,9 +1,11 @@
-"""Draw the loop model before and after ``fuse_model``: ``python docs/pictures.py``.
+"""Draw models before and after ``fuse_model``: ``python docs/pictures.py``.
 
-Needs the package graphviz and its program ``dot``. The pictures are kept in the repository, so that
-the documentation is built without it.
+They are the loop of the README, and the models of the gallery, which its pages build. Needs the
+package graphviz and its program ``dot``. The pictures are kept in the repository, so that the
+documentation is built without it.
 """
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,12 @@ import pymc as pm
 
 import pytensor_mvn_rewrites
 
-PICTURES = Path(__file__).parent / "pictures"
+DOCS = Path(__file__).parent
+PICTURES = DOCS / "pictures"
+
+GALLERY = ("iris",)
+#: Variables for which there is room from left to right, and in a picture
+WIDE, MOST = 9, 20
 
 
 def loop(n: int = 5, q: int = 3) -> pm.Model:
@@ -28,6 +35,8 @@ def loop(n: int = 5, q: int = 3) -> pm.Model:
 def draw(model: pm.Model, name: str) -> None:
     """Write the picture of `model`; the same model gives the same file."""
     graph = pm.model_to_graphviz(model)
+    if len(model.basic_RVs) > WIDE:
+        graph.attr(rankdir="LR")
     # PyMC writes the members of a plate in the order of a set
     graph.body = ordered(graph.body)
     PICTURES.mkdir(exist_ok=True)
@@ -46,7 +55,21 @@ def ordered(body: list[str]) -> list[str]:
     return lines + sorted(run)
 
 
+def model_of_page(page: str) -> pm.Model:
+    """Run the cells of a page of the gallery up to that which builds its model."""
+    text = (DOCS / "gallery" / f"{page}.md").read_text()
+    cells = re.findall(r"```\{code-cell\} ipython3\n(?::[^\n]*\n)*(.*?)```", text, flags=re.DOTALL)
+    names: dict = {}
+    while "model" not in names:
+        exec(cells.pop(0), names)
+    return names["model"]
+
+
 if __name__ == "__main__":
-    model = loop()
-    draw(model, "loop.svg")
-    draw(pytensor_mvn_rewrites.fuse_model(model), "loop_fused.svg")
+    models = {"loop": loop()} | {page: model_of_page(page) for page in GALLERY}
+    for name, model in models.items():
+        fused = pytensor_mvn_rewrites.fuse_model(model)
+        if len(model.basic_RVs) <= MOST:
+            draw(model, f"{name}.svg")
+        if len(fused.basic_RVs) < len(model.basic_RVs):
+            draw(fused, f"{name}_fused.svg")
