@@ -5,6 +5,7 @@ package graphviz and its program ``dot``. The pictures are kept in the repositor
 documentation is built without it.
 """
 
+import os
 import re
 from pathlib import Path
 
@@ -16,7 +17,9 @@ import pytensor_mvn_rewrites
 DOCS = Path(__file__).parent
 PICTURES = DOCS / "pictures"
 
-GALLERY = ("iris",)
+GALLERY = ("iris", "thousands")
+#: Members of the loop of thousands
+os.environ["GALLERY_N"] = "5"
 #: Variables for which there is room from left to right, and in a picture
 WIDE, MOST = 9, 20
 
