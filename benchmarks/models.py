@@ -10,6 +10,7 @@ import numpy as np
 import pymc as pm
 
 IRIS_CSV = Path(__file__).parent / "data" / "iris.csv"
+ORTHODONT_CSV = Path(__file__).parent / "data" / "orthodont.csv"
 
 
 def loop_data(n: int, q: int, seed: int = 0):
@@ -97,6 +98,28 @@ def iris_data():
         for *numbers, species in list(csv.reader(file))[1:]:
             rows.setdefault(species, []).append([float(number) for number in numbers])
     return {species: np.array(values) for species, values in rows.items()}
+
+
+def orthodont_data():
+    """How a distance in the heads of 16 boys and 11 girls grew.
+
+    Returns
+    -------
+    children : list of str
+    sexes : list of str
+        "girl" or "boy".
+    distances : float array, shape (27, 4)
+        From the pituitary to the pterygomaxillary fissure in mm, at the ages 8, 10, 12 and 14.
+
+    References
+    ----------
+    Potthoff, R. F. and Roy, S. N. (1964). "A generalized multivariate analysis of variance model
+    useful especially for growth curve problems". Biometrika 51 (3/4), 313-326, table 1.
+    """
+    with ORTHODONT_CSV.open(newline="") as file:
+        rows = list(csv.reader(file))[1:]
+    children, sexes, *distances = zip(*rows, strict=True)
+    return list(children), list(sexes), np.array(distances, dtype=float).T
 
 
 def iris() -> pm.Model:

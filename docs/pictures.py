@@ -17,7 +17,7 @@ import pytensor_mvn_rewrites
 DOCS = Path(__file__).parent
 PICTURES = DOCS / "pictures"
 
-GALLERY = ("iris", "thousands", "space-time", "var")
+GALLERY = ("iris", "thousands", "space-time", "var", "growth")
 #: Members of the loop of thousands
 os.environ["GALLERY_N"] = "5"
 #: Variables for which there is room from left to right, and in a picture
