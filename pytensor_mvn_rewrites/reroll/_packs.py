@@ -83,13 +83,10 @@ class Rerolling:
             return []
         groups = [g for g in group_by(alike, lambda p: self.signatures(terms[p])) if len(g) > 1]
         packs = [self._pack(terms, group, minimum) for group in groups]
-        if any(packs):
-            # what looks at the stacks of another pack needs none of its own
-            packs = [
-                pack or self._pack(terms, group, minimum, shares=True)
-                for pack, group in zip(packs, groups, strict=True)
-            ]
         found = [pack for pack in packs if pack]
+        if found:
+            for pack, group in zip(packs, groups, strict=True):
+                found += [] if pack else self._sharing(terms, group, minimum)
         packed = {position for pack in found for position in pack.positions}
         left = [p for p in alike if p not in packed]
         if not self.has_anchors or len(left) < 2:
@@ -100,6 +97,29 @@ class Rerolling:
                 pack := self._pack(terms, positions, minimum, anchored=True)
             ):
                 found.append(pack)
+        return found
+
+    def _sharing(self, terms, positions, minimum) -> list[Pack]:
+        """Packs of terms that look at the stacks of other packs: they need none of their own.
+
+        Where one more term is of the same structure, such as the prior of a group that all others
+        share, the rest go together.
+        """
+        if pack := self._pack(terms, positions, minimum, shares=True):
+            return [pack]
+        found: list[Pack] = []
+        shorter = [used for used in self.used if len(used) < len(positions)]
+        if not shorter:
+            return found
+        stacks = expected([terms[p] for p in positions], self.signatures, self.used).stacks
+        for used in sorted(shorter, key=len, reverse=True):
+            for stack in stacks:
+                some = [positions[stack.index(own)] for own in used if own in stack]
+                packed = {p for pack in found for p in pack.positions}
+                if len(some) < len(used) or packed.intersection(some):
+                    continue
+                if pack := self._pack(terms, some, minimum, shares=True):
+                    found.append(pack)
         return found
 
     def _pack(

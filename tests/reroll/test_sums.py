@@ -376,3 +376,18 @@ def test_short_terms_of_a_pack_go_with_it(rng):
 def op_names(graph) -> list[str]:
     nodes = {var.owner for var in ancestors(graph) if var.owner}
     return [type(node.op).__name__ for node in nodes]
+
+
+@pytest.mark.parametrize("extra", [1, 2])
+def test_terms_of_a_pack_go_with_it_and_others_alike_stay(rng, extra):
+    """Priors of groups, and of what the groups have in common."""
+    own = [pt.vector(f"own{i}", shape=(3,)) for i in range(4)]
+    others = [pt.vector(f"other{i}", shape=(3,)) for i in range(extra)]
+    densities = [mvnormal_logp(v, np.zeros(3), pt.outer(v, v) + np.eye(3))[0] for v in own]
+    priors = [f(v).sum() for v in [*others, *own]]
+    graph = [pt.add(*densities, *priors)]
+    new = rewritten(graph)
+    tanhs = [v for v in ancestors(new) if v.owner and str(v.owner.op) == "Tanh"]
+    assert sorted(v.type.shape for v in tanhs) == [(3,)] * extra + [(4, 3)]
+    values = {v: rng.normal(size=3) for v in [*own, *others]}
+    assert_same_numbers(graph, new, values, condition=10)
