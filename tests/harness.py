@@ -79,7 +79,7 @@ def _as_list(graph) -> list[Variable]:
     return list(graph) if isinstance(graph, list | tuple) else [graph]
 
 
-def _same(left: Sequence[Variable], right: Sequence[Variable]) -> bool:
+def same_graphs(left: Sequence[Variable], right: Sequence[Variable]) -> bool:
     return equal_computations(list(left), list(right), strict_dtype=False)
 
 
@@ -145,11 +145,11 @@ def assert_rewrites_to(
     new = rewritten(graph)
     with mvn.disable():
         by_hand = rewritten(expected)
-    assert _same(new, by_hand), f"got\n{_dprint(new)}\nexpected\n{_dprint(by_hand)}"
+    assert same_graphs(new, by_hand), f"got\n{_dprint(new)}\nexpected\n{_dprint(by_hand)}"
     assert [v.type.dtype for v in new] == [v.type.dtype for v in graph]
 
     again = rewritten(new)
-    assert _same(again, new), f"a second application changed the graph to\n{_dprint(again)}"
+    assert same_graphs(again, new), f"a second application changed the graph to\n{_dprint(again)}"
 
     assert_same_numbers(graph, new, values, wrt=wrt, condition=condition)
 
@@ -171,7 +171,7 @@ def assert_declines(graph, values: Mapping[Variable, object] | None = None) -> N
     with mvn.disable():
         without = rewritten(graph)
     assert our_ops(new) == our_ops(without), _dprint(new)
-    assert _same(new, without), f"got\n{_dprint(new)}\nwithout the plugin\n{_dprint(without)}"
+    assert same_graphs(new, without), f"got\n{_dprint(new)}\nwithout the plugin\n{_dprint(without)}"
     if values is None:
         return
     fn = pytensor.function(list(values), graph, mode=PIPELINE_MODE, on_unused_input="ignore")

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -65,3 +66,12 @@ def test_rule_says_what_it_does(name, rule):
     """The table of the documentation is made of these lines."""
     first = inspect.getdoc(getattr(rule, "fn", rule)).partition("\n")[0]
     assert re.fullmatch(r".+ -> .+\.", first)
+
+
+def test_helpers_that_a_newcomer_is_sent_to():
+    page = (ROOT / "docs" / "add-a-pattern.md").read_text()
+    rows = re.findall(r"^\| `([a-z_/]+)\.py`: (.*?) \|", page, flags=re.MULTILINE)
+    assert len(rows) > 5
+    for module, names in rows:
+        module = import_module("pytensor_mvn_rewrites." + module.replace("/", "."))
+        assert not [name for name in re.findall(r"`(\w+)`", names) if not hasattr(module, name)]

@@ -11,7 +11,6 @@ from pytensor_mvn_rewrites.ops import MvNormalLogp, inv_quad_logdet, mvnormal_lo
 from pytensor_mvn_rewrites.ops.quadlogdet import InvQuadLogdet
 from pytensor_mvn_rewrites.pipeline import Declined, recording
 from tests.harness import (
-    _same,
     assert_close,
     assert_declines,
     assert_rewrites_to,
@@ -21,6 +20,7 @@ from tests.harness import (
     named,
     our_ops,
     rewritten,
+    same_graphs,
     spd,
 )
 
@@ -104,7 +104,7 @@ def assert_compressed(graph, values, rows, **kwargs):
     new = rewritten(graph)
     assert rows_left(new) == [rows]
     assert [v.type.dtype for v in new] == [v.type.dtype for v in graph]
-    assert _same(rewritten(new), new)
+    assert same_graphs(rewritten(new), new)
     assert_same_numbers(graph, new, values, **kwargs)
 
 

@@ -25,11 +25,11 @@ from tests.structure.contract import (
     Case,
     StructureContract,
     assert_model_agrees,
+    batched_kron,
     dense_variables,
     spd_input,
     symmetric,
 )
-from tests.structure.test_kronecker import batched_kron
 
 kron = pt.linalg.kron
 

@@ -7,23 +7,23 @@ import pytest
 import pytensor_mvn_rewrites as mvn
 from pytensor_mvn_rewrites.ops import inv_quad_logdet, mvnormal_logp
 from tests.harness import (
-    _same,
     assert_declines,
     assert_rewrites_to,
     assert_same_numbers,
     evaluate,
     named,
     rewritten,
+    same_graphs,
     spd,
 )
 from tests.structure.contract import (
     Case,
     StructureContract,
     assert_model_agrees,
+    batched_kron,
     spd_input,
     symmetric,
 )
-from tests.structure.test_kronecker import batched_kron
 
 N = 4
 P = np.array([2, 0, 3, 1])
@@ -189,7 +189,7 @@ def test_nested(rng, name):
     plain = rewritten(inv_quad_logdet(x[Q], NESTED[name]))
     graph = list(inv_quad_logdet(x, NESTED[name][P][:, P]))
     new = rewritten(graph)
-    assert _same(new, plain)
+    assert same_graphs(new, plain)
     values = {x: rng.normal(size=N), C: spd(rng, n=N), c: 0.7, d: rng.uniform(1, 2, size=N)}
     for var in (A, D):
         values[var.owner.inputs[1].owner.inputs[0]] = spd(rng, n=2)
