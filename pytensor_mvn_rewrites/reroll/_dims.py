@@ -108,6 +108,8 @@ def _equate_node(dims: DimEquations, node) -> None:
             _equate_gufunc(dims, node, *parse_signature(node.op.signature))
         case Blockwise():
             _equate_gufunc(dims, node, node.op.inputs_sig, node.op.outputs_sig)
+        case _ if (signature := getattr(node.op, "gufunc_signature", None)) is not None:
+            _equate_gufunc(dims, node, *parse_signature(signature))
 
 
 def _equate_aligned(

@@ -6,6 +6,7 @@ import pytensor
 import pytensor.tensor as pt
 import pytest
 from pytensor.raise_op import Assert
+from pytensor.tensor.math import Dot
 
 from pytensor_mvn_rewrites.ops import (
     LowRankFactorization,
@@ -51,6 +52,8 @@ EQUAL = {
     "after an index": (A[2] + b, A, 1, b, 0),
     "joined along the other axis": (pt.concatenate([A, B], axis=0), A, 1, B, 1),
     "a product": (A @ B, A, 1, B, 0),
+    "a product, rewritten": (Dot()(A, B), A, 1, B, 0),
+    "rows of a product, rewritten": (Dot()(A, B) + b, B, 1, b, 0),
     "a solve": (pt.linalg.solve(A, b), A, 0, b, 0),
     "square": (pt.linalg.cholesky(A), A, 0, A, 1),
     "checked": (Assert()(a, a.sum() > 0) + b, a, 0, b, 0),
