@@ -25,8 +25,6 @@
 =================  =============================================================================
 """
 
-from functools import lru_cache
-
 from pytensor.link.numba.dispatch.basic import register_funcify_and_cache_key
 
 from pytensor_mvn_rewrites.lower.numba import (
@@ -61,8 +59,6 @@ __all__ = [
     "whiten",
 ]
 
-_kernel_of_op = lru_cache(maxsize=1024)(kernel_of_op)
-
 
 @register_funcify_and_cache_key(NumbaGaussianOp)
 def numba_funcify_gaussian(op, node, **kwargs):
@@ -71,4 +67,4 @@ def numba_funcify_gaussian(op, node, **kwargs):
     if spec.kernel_name is not None and not spec.uses_blas_rows:
         # now, rather than in the first call, which knows which of two it needs
         kernel_address(spec.kernel_name)
-    return _kernel_of_op(spec)
+    return kernel_of_op(spec)

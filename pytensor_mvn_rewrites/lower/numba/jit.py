@@ -13,6 +13,7 @@ from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from types import FunctionType
+from weakref import WeakValueDictionary
 
 import llvmlite
 import numba
@@ -151,13 +152,23 @@ def bind(function: Callable, **constants) -> Callable:
     )
 
 
+#: (Key, whether it is cached on disk) -> the function, as long as a compiled graph holds it
+_functions: WeakValueDictionary[tuple[str, bool], Callable] = WeakValueDictionary()
+
+
 def compile_source(source: str, name: str, env: dict) -> tuple[Callable, str]:
-    """Compile the function `name` of `source`, whose globals are `env`; return it and its key."""
-    key = cache_key(source, bool(config.numba__fastmath))
-    # a cache entry names the module of its globals
-    env = {"__name__": __name__, "np": np, **env}
-    function = compile_numba_function_src(source, name, global_env=env, cache_key=key)
-    return numba_njit(function, cache=bool(config.numba__cache)), key
+    """Compile the function `name` of `source`, whose globals are `env`; return it and its key.
+
+    Nodes of one source share one function, which Numba compiles once.
+    """
+    key, cache = cache_key(source, bool(config.numba__fastmath)), bool(config.numba__cache)
+    function = _functions.get((key, cache))
+    if function is None:
+        # a cache entry names the module of its globals
+        env = {"__name__": __name__, "np": np, **env}
+        plain = compile_numba_function_src(source, name, global_env=env, cache_key=key)
+        function = _functions[key, cache] = numba_njit(plain, cache=cache)
+    return function, key
 
 
 @intrinsic(prefer_literal=True)

@@ -7,7 +7,6 @@ of evaluations that a sampler needs.
 """
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import NamedTuple
 
 from pytensor.compile.builders import OpFromGraph
@@ -133,19 +132,13 @@ def compiled_by(*ops: type):
             # now, rather than in the first call
             kernel_address(described.kernel)
             name = type(op).__name__
-            return _compiled(described.source(name), name)
+            return compile_source(described.source(name), name, {"call_kernel": call_kernel})
 
         for op in ops:
             register_funcify_and_cache_key(op)(funcify)
         return function
 
     return register
-
-
-@lru_cache(maxsize=1024)
-def _compiled(source: str, name: str) -> tuple[Callable, str]:
-    """One function for all nodes of the same source: Numba compiles it once."""
-    return compile_source(source, name, {"call_kernel": call_kernel})
 
 
 @njit_exact

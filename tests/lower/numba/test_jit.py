@@ -1,6 +1,8 @@
 """Keys of the disk cache: what a kernel's machine code depends on, and Numba does not look at."""
 
+import gc
 import hashlib
+import weakref
 from pathlib import Path
 
 import llvmlite
@@ -38,10 +40,22 @@ def test_other_sources_are_another_key(monkeypatch):
     assert jit.cache_key("general") != before
 
 
-def test_other_arithmetic_is_another_key():
-    """Functions that a node calls are compiled as ``config.numba__fastmath`` says."""
-    keys = set()
-    for fastmath in (True, False):
-        with pytensor.config.change_flags(numba__fastmath=fastmath):
-            keys.add(jit.compile_source("def double(x):\n    return x + x\n", "double", {})[1])
-    assert len(keys) == 2
+DOUBLE = "def double(x):\n    return x + x\n", "double", {}
+
+
+@pytest.mark.parametrize("flag", ["numba__fastmath", "numba__cache"])
+def test_flags_hold_when_a_function_is_made_again(flag):
+    """Functions that a node calls are compiled as the flags say, whenever that is."""
+    functions = []
+    for value in (True, False, True):
+        with pytensor.config.change_flags(**{flag: value}):
+            functions.append(jit.compile_source(*DOUBLE))
+    first, other, again = functions
+    assert first[0] is again[0] is not other[0]
+    assert (first[1] == other[1]) == (flag == "numba__cache")
+
+
+def test_functions_live_as_long_as_they_are_used():
+    function = weakref.ref(jit.compile_source(DOUBLE[0] + "# once\n", *DOUBLE[1:])[0])
+    gc.collect()
+    assert function() is None
