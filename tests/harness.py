@@ -10,7 +10,8 @@ from contextlib import contextmanager
 import numpy as np
 import pytensor
 import pytensor.tensor as pt
-from pytensor.compile.mode import Mode
+from pymc.logprob.rewriting import logprob_rewrites_db, specialization_ir_rewrites_db
+from pytensor.compile.mode import Mode, optdb
 from pytensor.graph.basic import Variable, equal_computations
 from pytensor.graph.fg import FunctionGraph
 from pytensor.graph.rewriting.utils import rewrite_graph
@@ -19,6 +20,7 @@ from pytensor.graph.traversal import ancestors
 import pytensor_mvn_rewrites as mvn
 from pytensor_mvn_rewrites.ops import mvnormal_logp
 from pytensor_mvn_rewrites.ops.gaussian import GaussianOp
+from pytensor_mvn_rewrites.pipeline import GuardedGraphRewriter
 
 #: What PyMC and nutpie do before they take the gradient.
 PRE_GRADIENT = ("canonicalize", "stabilize")
@@ -222,3 +224,31 @@ def assert_leaves(rule, fgraph: FunctionGraph) -> None:
     before = pytensor.dprint(fgraph, file="str")
     rule(fgraph)
     assert pytensor.dprint(fgraph, file="str") == before
+
+
+def guards(stage: str, rule: str) -> list:
+    """The entries of a rule in the databases that apply it."""
+    databases = {
+        "reroll": [optdb["canonicalize"]],
+        "recognize": [optdb["stabilize"]],
+        "structure": [optdb["canonicalize"], optdb["stabilize"]],
+        "lower": [optdb],
+        "logprob": [specialization_ir_rewrites_db, logprob_rewrites_db],
+    }
+    name = f"mvn_{rule}"
+    return [database[name] for database in databases[stage] if name in database]
+
+
+def replaced(monkeypatch, guard, wrap):
+    """Put ``wrap(function)`` in the place of what a guard guards."""
+    if isinstance(guard, GuardedGraphRewriter):
+        monkeypatch.setattr(guard, "function", wrap(guard.function))
+    else:
+        monkeypatch.setattr(guard.rewriter, "transform", wrap(guard.rewriter.transform))
+
+
+def failing(function):
+    def fail(*args, **kwargs):
+        raise ZeroDivisionError("no such luck")
+
+    return fail

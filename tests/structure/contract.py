@@ -16,12 +16,16 @@ from pytensor.graph.replace import vectorize_graph
 
 import pytensor_mvn_rewrites as mvn
 from pytensor_mvn_rewrites.ops import inv_quad_logdet, mvnormal_logp
+from pytensor_mvn_rewrites.pipeline import recording
 from tests.harness import (
     PIPELINE_MODE,
     assert_close,
     assert_same_numbers,
     evaluate,
+    failing,
     gradient,
+    guards,
+    replaced,
     rewritten,
     same_graphs,
     spd,
@@ -118,6 +122,19 @@ class StructureContract:
     def test_parametrizations(self, rng):
         for param in self.params:
             self.check_all(rng, param)
+
+    def test_a_failure_is_one_warning(self, rng, monkeypatch):
+        """The graph is used as it was."""
+        graph, values = self.graphs(rng, self.params[0])["quad_logdet"]
+        with recording() as events:
+            rewritten(graph)
+        for event in events:
+            for guard in guards(event.stage, event.rule):
+                replaced(monkeypatch, guard, failing)
+        with pytest.warns(mvn.RewriteFailedWarning) as caught:
+            new = rewritten(graph)
+        assert len(caught) == len({str(warning.message) for warning in caught})
+        assert_same_numbers(graph, new, values, condition=10.0)
 
     @pytest.mark.parametrize("rows", [(1,), (4,), (2, 4)], ids=str)
     def test_rows_that_share_the_matrix(self, rng, rows):
