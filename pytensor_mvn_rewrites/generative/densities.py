@@ -40,16 +40,19 @@ def loops_of_random_variables(derive):
 
     @wraps(derive)
     def transformed_conditional_logp(rvs, *, rvs_to_values, rvs_to_transforms, **kwargs):
-        terms = None
+        terms, failure = None, None
         if is_active("generative"):
             try:
                 terms = _terms(derive, rvs, rvs_to_values, rvs_to_transforms, kwargs)
             except Exception as error:
-                warn_of_failure("loops_of_random_variables", error)
+                failure = error
         if terms is None:
-            return derive(
+            terms = derive(
                 rvs, rvs_to_values=rvs_to_values, rvs_to_transforms=rvs_to_transforms, **kwargs
             )
+        if failure is not None:
+            # of a model that PyMC derives: else it has said what is wrong
+            warn_of_failure("loops_of_random_variables", failure)
         return terms
 
     return transformed_conditional_logp
@@ -135,7 +138,7 @@ def density_of_loop(
         [logp] = derive(
             [rv], rvs_to_values={rv: own_value}, rvs_to_transforms={rv: transform}, **kwargs
         )
-    except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+    except Exception as error:
         # PyMC wants to know more of a parameter, or says what is wrong with the model
         raise CannotBatch(str(error)) from error
     batched = {var: new for var, new in zip(own, batches, strict=True) if new is not None}

@@ -261,7 +261,12 @@ def _fuse(parts: Parts, loop: Loop) -> tuple[str, Fusion]:
     if loop.rows:
         # which member a row belongs to, for people and for the gathers
         index = pytensor.shared(loop.member_of_row, name=f"{base}_member")
-    rv, own = _batched_rv(loop, index), first.value
+    try:
+        rv, own = _batched_rv(loop, index), first.value
+    except Unfusable:
+        raise
+    except Exception as error:
+        raise Unfusable(f"PyMC has no batch of them: {error}") from error
     value: Any = loop.value
     if is_free:
         value = own.type.clone(shape=(len(names), *own.type.shape))()
@@ -316,7 +321,9 @@ def _batched_rv(loop: Loop, index: Variable | None) -> Tensor:
         size = pt.constant([len(loop.members)])
     elif all(new is None for new in loop.batches[2:]):
         raise Unfusable("their shape is that of parameters that they share")
-    return op.make_node(rng, size, *parameters).outputs[1]
+    rv = op.make_node(rng, size, *parameters).outputs[1]
+    pm.logp(rv, rv.type())
+    return rv
 
 
 def _joint_initial_value(values: list[Any]) -> Any:

@@ -1,7 +1,7 @@
 """Loops of random variables: N alike ones, found before PyMC derives N log-densities."""
 
 import math
-from collections.abc import Collection, Container, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from types import FunctionType
@@ -285,6 +285,9 @@ def _batched(
             batches.append(batch(pack) if is_tensor(pack[0]) else None)
             if is_fixed and batches[-1] is not None:
                 return declined(members, f"they differ in {pack[0]}, which is no parameter")
+            if batches[-1] is not None and not are_finite(pack):
+                # PyMC leaves out the terms of a bound that is a constant infinity
+                return declined(members, "a parameter is infinite in some of them")
         if values[0] is not None:
             value = join_rows(values) if rows else batch(values)
     except CannotReroll as reason:
@@ -294,6 +297,12 @@ def _batched(
         return Loop(members, of_first, batches, value)
     counts = [value.type.shape[0] for value in values]
     return Loop(members, of_first, batches, value, counts)
+
+
+def are_finite(variables: Iterable[Variable]) -> bool:
+    """Whether none of them is a constant that holds infinities or NaN."""
+    data = [constant_value(var) for var in variables]
+    return all(value is None or np.isfinite(value).all() for value in data)
 
 
 def join_rows(values: Sequence[Variable]) -> Variable:
@@ -318,17 +327,29 @@ def declined(members: Sequence[Variable], reason: str) -> Any:
 
 def identity(thing: Any) -> Any:
     """Equal for what does the same: transforms and functions are made anew for each variable."""
+    try:
+        return _identity(thing)
+    except (RecursionError, ValueError):
+        # it holds itself, or what is not there yet
+        return id(thing)
+
+
+def _identity(thing: Any) -> Any:
     match thing:
         case Transform():
-            own = ((k, v) for k, v in sorted(vars(thing).items()) if k != "__doc__")
-            return (type(thing), *((k, identity(v)) for k, v in own))
+            # the attributes, in slots or not
+            return (type(thing), _identity(object.__getstate__(thing) or {}))
         case Variable() if (value := constant_value(thing)) is not None:
-            return identity(value)
+            return _identity(value)
         case FunctionType():
-            cells = [identity(cell.cell_contents) for cell in thing.__closure__ or ()]
-            return (thing.__code__, id(thing.__globals__), identity(thing.__defaults__), *cells)
+            cells = [cell.cell_contents for cell in thing.__closure__ or ()]
+            parts = (thing.__defaults__, thing.__kwdefaults__, vars(thing), cells)
+            return (thing.__code__, id(thing.__globals__), _identity(parts))
         case tuple() | list():
-            return (type(thing), *map(identity, thing))
+            return (type(thing), *map(_identity, thing))
+        case dict():
+            own = [(key, value) for key, value in thing.items() if key != "__doc__"]
+            return (dict, *sorted((key, _identity(value)) for key, value in own))
         case np.ndarray():
             return (thing.shape, thing.dtype.str, thing.tobytes())
         case None | bool() | int() | float() | str() | np.generic():

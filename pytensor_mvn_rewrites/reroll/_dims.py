@@ -9,6 +9,7 @@ these lengths are equal", so acting on it cannot change a result.
 
 from collections.abc import Iterable, Sequence
 
+from pytensor.conditional.op import IfElse
 from pytensor.graph.basic import Variable
 from pytensor.graph.traversal import toposort
 from pytensor.raise_op import CheckAndRaise
@@ -32,7 +33,11 @@ class DimEquations:
     def __init__(self, roots: Sequence[Variable]):
         self._parent: dict[Dim, Dim] = {}
         self._length: dict[Dim, int] = {}
-        for node in toposort(roots):
+        nodes = list(toposort(roots))
+        if lazy := [out for node in nodes if isinstance(node.op, IfElse) for out in node.outputs]:
+            # a branch that is not taken says nothing
+            nodes = list(toposort(roots, blockers=lazy))
+        for node in nodes:
             _equate_node(self, node)
 
     def length(self, var: Variable, axis: int) -> int | None:

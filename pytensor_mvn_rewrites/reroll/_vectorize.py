@@ -73,7 +73,11 @@ def vectorize(node: Apply, batched: list[Variable | None], count: int) -> list[V
             return _inner_graph(node, batched, count)
         case op if _has_fallback_only(op) and not hasattr(op, "gufunc_signature"):
             raise CannotBatch(f"{op} has no batched form")
-    outputs = _vectorize_node(node.op, node, *inputs)
+    try:
+        outputs = _vectorize_node(node.op, node, *inputs)
+    except Exception as error:
+        # such as an op of PyMC's that is no tensor op, or a sum over an axis that is not there
+        raise CannotBatch(f"{node.op} has no batched form: {error}") from error
     return list(outputs.outputs if isinstance(outputs, Apply) else outputs)
 
 

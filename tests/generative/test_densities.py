@@ -2,9 +2,12 @@
 
 import numpy as np
 import pymc as pm
+import pymc.dims as pmd
 import pytensor
 import pytensor.tensor as pt
 import pytest
+from pymc.distributions import transforms as tr
+from pymc.logprob.transforms import Transform
 from pytensor.graph.traversal import apply_ancestors
 from pytensor.tensor.subtensor import Subtensor
 
@@ -12,7 +15,7 @@ import pytensor_mvn_rewrites as mvn
 from pytensor_mvn_rewrites import RewriteFailedWarning, pipeline
 from pytensor_mvn_rewrites.generative import densities
 from pytensor_mvn_rewrites.pipeline import Declined, Fired, recording
-from tests.harness import REFERENCE_MODE, rewritten
+from tests.harness import PIPELINE_MODE, REFERENCE_MODE, assert_close, rewritten
 from tests.loop_models import LOOPS, N, data, model_of, mvnormals, ragged_groups
 
 pytestmark = [
@@ -260,3 +263,93 @@ def test_switched_off():
     with recording() as events, pytensor.config.change_flags(mvn_rewrites__skip="generative"):
         model.logp()
     assert in_loops(events) == 0
+
+
+class Stretched(Transform):
+    """Its attribute is in a slot."""
+
+    __slots__ = ("factor",)
+    name = "stretched"
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    def forward(self, value, *inputs):
+        return value / self.factor
+
+    def backward(self, value, *inputs):
+        return value * self.factor
+
+    def log_jac_det(self, value, *inputs):
+        return pt.log(self.factor) * pt.ones_like(value)
+
+
+def bounds_that_know_themselves(lower):
+    def bounds(*inputs):
+        return bounds.lower, 5.0
+
+    bounds.lower = lower
+    return bounds
+
+
+ADJACENT = np.array([[0, 1, 1], [1, 0, 0], [1, 0, 0.0]])
+
+
+def dims_of_pymc(i):
+    model = pm.modelcontext(None)
+    if i == 0:
+        model.add_coords({"a": range(3), "g": range(8)})
+        pmd.Normal("mu", dims=("g", "a"))
+    pmd.Normal(f"x{i}", model["mu"].isel(g=i), 1.0, dims="a")
+
+
+#: What differs, or has no batch, in a way that is not seen at once: one member of a loop
+LEFT = {
+    "keyword defaults": lambda i: pm.Normal(
+        f"x{i}", transform=tr.Interval(bounds_fn=lambda *inputs, lower=-1.0 - i: (lower, 5.0))
+    ),
+    "slots": lambda i: pm.Normal(f"x{i}", transform=Stretched(1.0 + i)),
+    "functions that hold themselves": lambda i: pm.Normal(
+        f"x{i}", transform=tr.Interval(bounds_fn=bounds_that_know_themselves(-1.0 - i))
+    ),
+    "one infinite bound": lambda i: pm.TruncatedNormal(
+        f"x{i}", common(i), 1.0, lower=-1.0 if i else -np.inf, upper=5.0, observed=0.1 * i
+    ),
+    "one infinite bound of parts": lambda i: pm.Truncated(
+        f"x{i}", pm.Laplace.dist(common(i), 1.0), lower=-1.0, upper=4.0 if i else np.inf
+    ),
+    "no batch": lambda i: pm.CAR(f"x{i}", np.zeros(3), W=ADJACENT, alpha=0.5, tau=1.0 + i),
+    "constants that are no tensors": lambda i: pm.Interpolated(
+        f"x{i}", x_points=np.linspace(-1 - i, 1, 5), pdf_points=np.array([1, 2, 3, 2, 1.0])
+    ),
+    "dims of pymc.dims": dims_of_pymc,
+}
+
+
+def common(i):
+    return pm.Normal("common") if i == 0 else pm.modelcontext(None)["common"]
+
+
+@pytest.mark.filterwarnings("ignore:SplineWrapper should implement")
+@pytest.mark.parametrize("name", LEFT)
+def test_left_to_pymc(name):
+    """The right numbers and gradients, and no warning, which would be an error here."""
+    with pm.Model() as model:
+        for i in range(8):
+            LEFT[name](i)
+    point = {k: np.full_like(v, 0.3) for k, v in model.initial_point().items()}
+    got = [f(mode=PIPELINE_MODE)(point) for f in (model.compile_logp, model.compile_dlogp)]
+    with mvn.disable():
+        want = [f(mode=PIPELINE_MODE)(point) for f in (model.compile_logp, model.compile_dlogp)]
+    assert_close(got[0], want[0], "value")
+    assert_close(got[1], want[1], "gradient")
+
+
+def test_what_pymc_cannot_derive_is_its_error_alone():
+    with pm.Model() as model:
+        for i in range(8):
+            x = pm.LogNormal(f"x{i}", pm.HalfNormal(f"mu{i}"), 1.0)
+            pm.Deterministic(f"log_x{i}", pt.log(x))
+    observed = pm.observe(model, {f"log_x{i}": 0.1 * i for i in range(8)})
+    with pytest.raises(RuntimeError, match="could not be derived"):
+        observed.logp()

@@ -10,7 +10,7 @@ from pymc.model_graph import ModelGraph
 import pytensor_mvn_rewrites as mvn
 from pytensor_mvn_rewrites import fuse_model, unfuse
 from pytensor_mvn_rewrites.generative.fuse import _fusions, common_name
-from tests.harness import REFERENCE_MODE
+from tests.harness import PIPELINE_MODE, REFERENCE_MODE, assert_close
 from tests.loop_models import LOOPS, ROWS, N, data, model_of, mvnormals, ragged_groups
 
 pytestmark = [
@@ -259,3 +259,29 @@ def test_observed_rows_of_one_shape():
             pm.MvNormal(f"x_{n}", mean, np.eye(2), observed=ROWS[n])
     fused = fuse_model(model)
     assert fused["x"].type.shape == (3, 4, 2)
+
+
+#: One member of a loop of which PyMC has no batch
+WITHOUT_BATCH = {
+    "CAR": lambda i: pm.CAR(f"x{i}", np.zeros(3), W=ADJACENT, alpha=0.3 + 0.1 * i, tau=1.0),
+    "ICAR": lambda i: pm.ICAR(f"x{i}", W=ADJACENT, sigma=1.0 + i),
+    "MatrixNormal": lambda i: pm.MatrixNormal(
+        f"x{i}", mu=np.zeros((2, 2)), rowcov=np.eye(2) * (i + 1), colcov=np.eye(2)
+    ),
+}
+ADJACENT = np.array([[0, 1, 1], [1, 0, 0], [1, 0, 0.0]])
+
+
+@pytest.mark.parametrize("name", WITHOUT_BATCH)
+def test_distributions_without_batches_stay(name):
+    with pm.Model() as model:
+        for i in range(3):
+            WITHOUT_BATCH[name](i)
+    fused = mvn.fuse_model(model)
+    assert {rv.name for rv in fused.free_RVs} == {"x0", "x1", "x2"}
+    point = model.initial_point()
+    assert_close(
+        fused.compile_logp(mode=PIPELINE_MODE)(point),
+        model.compile_logp(mode=PIPELINE_MODE)(point),
+        "value",
+    )

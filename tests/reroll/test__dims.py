@@ -5,6 +5,7 @@ import pymc as pm
 import pytensor
 import pytensor.tensor as pt
 import pytest
+from pytensor.conditional.op import ifelse
 from pytensor.raise_op import Assert
 from pytensor.tensor.math import Dot
 
@@ -73,6 +74,13 @@ EQUAL = {
 
 #: the same, not provably equal
 UNEQUAL = {
+    "in a branch that may not be taken": (
+        ifelse(a.sum() > 0, (a * b).sum(), b.sum()) + a.sum(),
+        a,
+        0,
+        b,
+        0,
+    ),
     "nothing in common": (a.sum() + b.sum(), a, 0, b, 0),
     "the other axis": (A + B, A, 0, B, 1),
     "reduced": (A.sum(1) + b, A, 1, b, 0),
