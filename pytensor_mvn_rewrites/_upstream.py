@@ -1,12 +1,15 @@
-"""Every private name of PyMC, PyTensor and Numba that this package uses, and where it lives.
+"""Every name of PyMC, PyTensor and Numba that is private, or has moved, and where it lives.
 
 Names are imported when they are first asked for: those of Numba's dispatch would import Numba.
 """
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 _LAPACK_MODULE = "pytensor.link.numba.dispatch.linalg._LAPACK"
+# older releases of PyTensor 3.3 have the second
+_CONDITIONAL = "pytensor.conditional.op" if find_spec("pytensor.conditional") else "pytensor.ifelse"
 
 #: name -> module
 NAMES = {
@@ -23,6 +26,7 @@ NAMES = {
     "val_to_int_ptr": _LAPACK_MODULE,
     "_is_provably_positive": "pytensor.tensor.subtensor",
     "_parse_gufunc_signature": "pytensor.tensor.utils",
+    "IfElse": _CONDITIONAL,
 }
 
 #: Private methods of public classes: (module, class, method)

@@ -6,6 +6,7 @@ Everything here runs on the Python linker without optimizer, unless it is about 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 
 import numpy as np
 import pytensor
@@ -18,9 +19,12 @@ from pytensor.graph.rewriting.utils import rewrite_graph
 from pytensor.graph.traversal import ancestors
 
 import pytensor_mvn_rewrites as mvn
+from pytensor_mvn_rewrites._upstream import NAMES
 from pytensor_mvn_rewrites.ops import mvnormal_logp
 from pytensor_mvn_rewrites.ops.gaussian import GaussianOp
 from pytensor_mvn_rewrites.pipeline import GuardedGraphRewriter
+
+ifelse = import_module(NAMES["IfElse"]).ifelse
 
 #: What PyMC and nutpie do before they take the gradient.
 PRE_GRADIENT = ("canonicalize", "stabilize")

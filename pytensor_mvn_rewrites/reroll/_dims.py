@@ -9,7 +9,6 @@ these lengths are equal", so acting on it cannot change a result.
 
 from collections.abc import Iterable, Sequence
 
-from pytensor.conditional.op import IfElse
 from pytensor.graph.basic import Variable
 from pytensor.graph.traversal import toposort
 from pytensor.raise_op import CheckAndRaise
@@ -19,6 +18,7 @@ from pytensor.tensor.elemwise import CAReduce, DimShuffle, Elemwise
 from pytensor.tensor.shape import SpecifyShape
 from pytensor.tensor.subtensor import Subtensor
 
+from pytensor_mvn_rewrites._upstream import IfElse
 from pytensor_mvn_rewrites.graph import reduced_axes
 from pytensor_mvn_rewrites.ops import PackedCholesky
 from pytensor_mvn_rewrites.ops.gaussian import FusedOp, parse_signature

@@ -5,7 +5,6 @@ import pymc as pm
 import pytensor
 import pytensor.tensor as pt
 import pytest
-from pytensor.conditional.op import ifelse
 from pytensor.raise_op import Assert
 from pytensor.tensor.math import Dot
 
@@ -27,6 +26,7 @@ from tests.harness import (
     assert_same_numbers,
     evaluate,
     gradient,
+    ifelse,
     our_ops,
     rewritten,
 )

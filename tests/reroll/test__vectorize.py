@@ -5,7 +5,6 @@ import pymc as pm
 import pytensor
 import pytensor.tensor as pt
 import pytest
-from pytensor.conditional.op import ifelse
 from pytensor.graph.replace import vectorize_graph
 from pytensor.graph.traversal import ancestors
 from pytensor.raise_op import Assert
@@ -16,6 +15,7 @@ from tests.harness import (
     assert_same_numbers,
     evaluate,
     gradient,
+    ifelse,
     rewritten,
 )
 
