@@ -268,6 +268,11 @@ def substituted(
     return [memo[graph] for graph in graphs]
 
 
+def lengths_of(x: Tensor) -> list:
+    """The shape, in integers as far as it is known."""
+    return [x.shape[axis] if n is None else n for axis, n in enumerate(x.type.shape)]
+
+
 def static_size(matrix: Tensor) -> int | None:
     """The n of a stack of n x n matrices, if it is known and the matrices are square."""
     rows, columns = matrix.type.shape[-2:]

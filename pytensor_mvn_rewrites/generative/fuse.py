@@ -322,6 +322,7 @@ def _batched_rv(loop: Loop, index: Variable | None) -> Tensor:
     elif all(new is None for new in loop.batches[2:]):
         raise Unfusable("their shape is that of parameters that they share")
     rv = op.make_node(rng, size, *parameters).outputs[1]
+    # what has draws in batches may have no density of them: then this raises
     pm.logp(rv, rv.type())
     return rv
 

@@ -24,7 +24,7 @@ from pytensor.tensor.subtensor import (
 from pytensor.tensor.type import TensorType
 
 from pytensor_mvn_rewrites._upstream import _vectorize_node
-from pytensor_mvn_rewrites.graph import Tensor, is_mask, substituted
+from pytensor_mvn_rewrites.graph import is_mask, lengths_of, substituted
 from pytensor_mvn_rewrites.ops.check import batched_check
 from pytensor_mvn_rewrites.ops.gaussian import FusedOp
 
@@ -111,11 +111,6 @@ def _join(node, batched, count: int) -> Variable:
         for own, new in zip(node.inputs, batched, strict=True)
     ]
     return pt.join(node.op.axis % node.inputs[0].type.ndim + 1, *parts)
-
-
-def lengths_of(x: Tensor) -> list:
-    """The shape, in integers as far as it is known."""
-    return [x.shape[axis] if n is None else n for axis, n in enumerate(x.type.shape)]
 
 
 def _check(node, inputs) -> Variable:

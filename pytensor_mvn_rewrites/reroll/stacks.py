@@ -8,7 +8,7 @@ import pytensor.tensor as pt
 from pytensor.graph.basic import Apply, Variable
 from pytensor.tensor.basic import Join, MakeVector
 
-from pytensor_mvn_rewrites.graph import in_graph_order
+from pytensor_mvn_rewrites.graph import in_graph_order, lengths_of
 from pytensor_mvn_rewrites.pipeline import reroll
 from pytensor_mvn_rewrites.reroll._cost import WORTHWHILE_STACK
 from pytensor_mvn_rewrites.reroll._packs import Pack, Rerolling, holds_random_variables
@@ -83,9 +83,8 @@ def merge_batch(batch, axis: int, *, scalars: bool) -> Variable:
     if scalars:
         return batch
     batch = pt.moveaxis(batch, 0, axis)
-    static, symbolic = batch.type.shape, batch.shape
-    if static[axis + 1] == 1:
+    if batch.type.shape[axis + 1] == 1:
         return pt.squeeze(batch, axis + 1)
-    shape = [symbolic[i] if length is None else length for i, length in enumerate(static)]
+    shape = lengths_of(batch)
     merged = math.prod(shape[axis : axis + 2])
     return batch.reshape([*shape[:axis], merged, *shape[axis + 2 :]])

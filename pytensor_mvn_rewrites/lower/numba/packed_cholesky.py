@@ -17,6 +17,7 @@ from pytensor.link.numba.dispatch.basic import (
 
 from pytensor_mvn_rewrites.lower.numba.jit import compile_source
 from pytensor_mvn_rewrites.ops import PackedCholesky, PackedCholeskyPullback
+from pytensor_mvn_rewrites.ops.packed_cholesky import packed_length
 
 
 @register_funcify_and_cache_key(PackedCholesky)
@@ -64,7 +65,7 @@ for i in range({n}):
 """
     return f"""
 def PackedCholesky(packed):
-    if packed.shape[{batch_ndim}] != {n * (n + 1) // 2}:
+    if packed.shape[{batch_ndim}] != {packed_length(n)}:
         raise ValueError("PackedCholesky: the packed vector has another length")
     chol = np.empty(({batch}{n}, {n}), packed.dtype)
     sd = np.empty(({batch}{n},), packed.dtype)
@@ -101,7 +102,7 @@ for i in range({n}):
 def PackedCholeskyPullback(chol, sd, corr_diag, g_chol, g_sd, g_corr_diag, g_diag):
     if {" or ".join(disagree)}:
         raise ValueError("PackedCholeskyPullback: the shapes of the inputs do not agree")
-    g_packed = np.empty(({batch}{n * (n + 1) // 2},), sd.dtype)
+    g_packed = np.empty(({batch}{packed_length(n)},), sd.dtype)
 {over_batch("sd", batch_ndim, triangle)}
     return g_packed
 """
