@@ -5,8 +5,12 @@ from functools import wraps
 
 import numpy as np
 from pymc.logprob.utils import replace_rvs_by_values
+from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.graph.basic import Apply, Constant, Variable
 from pytensor.graph.traversal import ancestors
+from pytensor.tensor.basic import MakeVector
+from pytensor.tensor.random.op import RandomVariable
+from pytensor.tensor.variable import TensorVariable
 
 from pytensor_mvn_rewrites._upstream import _find_unallowed_rvs_in_graph
 from pytensor_mvn_rewrites.config import is_active
@@ -14,6 +18,7 @@ from pytensor_mvn_rewrites.generative.loops import (
     Loop,
     declined,
     find_loops,
+    identity,
     is_tensor,
     one_row,
     places,
@@ -21,6 +26,7 @@ from pytensor_mvn_rewrites.generative.loops import (
 )
 from pytensor_mvn_rewrites.graph import Tensor, substituted
 from pytensor_mvn_rewrites.pipeline import Fired, derivation, record, warn_of_failure
+from pytensor_mvn_rewrites.reroll._dims import declare_lengths
 from pytensor_mvn_rewrites.reroll._vectorize import CannotBatch, vectorize_outputs
 from pytensor_mvn_rewrites.reroll.partial_sums import with_whole_sums
 
@@ -43,6 +49,7 @@ def loops_of_random_variables(derive):
         terms, failure = None, None
         if is_active("generative"):
             try:
+                declare_dims(rvs_to_values, rvs_to_transforms)
                 terms = _terms(derive, rvs, rvs_to_values, rvs_to_transforms, kwargs)
             except Exception as error:
                 failure = error
@@ -76,6 +83,30 @@ def sums_of_loops(add):
         return add(*terms)
 
     return variadic_add
+
+
+def declare_dims(rvs_to_values, rvs_to_transforms) -> None:
+    """Say of the values which lengths are those of the dims: only the random variables know."""
+    for rv, value in rvs_to_values.items():
+        op = rv.owner and rv.owner.op
+        if not isinstance(op, RandomVariable) or not is_given_later(value):
+            continue
+        size = op.size_param(rv.owner)
+        if size.owner is None or not isinstance(size.owner.op, MakeVector):
+            continue
+        transform = rvs_to_transforms.get(rv)
+        dims = tuple(dim if isinstance(dim, SharedVariable) else None for dim in size.owner.inputs)
+        if transform is None:
+            declare_lengths(value, dims)
+        elif None not in dims and op.ndim_supp == 0:
+            # a transform may change lengths: those of equal ones stay equal
+            own = (dims, identity(transform))
+            declare_lengths(value, [(*own, axis) for axis in range(value.type.ndim)])
+
+
+def is_given_later(value: Variable | None) -> bool:
+    """Whether a value is an input of the log-density, and not observed."""
+    return isinstance(value, TensorVariable) and value.owner is None
 
 
 def _terms(derive, rvs, rvs_to_values, rvs_to_transforms, kwargs) -> list[Variable] | None:

@@ -5,9 +5,13 @@ does with its variables still ties their lengths together: an elementwise op tha
 dimensions of unknown length fails unless they are equal, a density whose covariance is 3 x 3 fails
 unless its value has length 3. Every equation here has the form "if the graph evaluates at all,
 these lengths are equal", so acting on it cannot change a result.
+
+The values of a model's variables have the lengths of its dims, which the graph of a log-density
+does not say: `declare_lengths` does. What is stacked because of it raises an error where a value
+has another length.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 
 from pytensor.graph.basic import Variable
 from pytensor.graph.traversal import toposort
@@ -27,6 +31,19 @@ from pytensor_mvn_rewrites.ops.packed_cholesky import packed_length
 Dim = tuple[Variable, int]
 
 
+def declare_lengths(var: Variable, lengths: Sequence[Hashable | None]) -> None:
+    """Say of each dimension what its length depends on: where it is equal, so are the lengths.
+
+    Parameters
+    ----------
+    var : Variable
+        An input of graphs.
+    lengths : sequence of hashable or None
+        None for dimensions of which nothing is known.
+    """
+    var.tag.mvn_rewrites_lengths = tuple(lengths)
+
+
 class DimEquations:
     """Equations between the dimensions of all variables that `roots` depend on."""
 
@@ -39,6 +56,11 @@ class DimEquations:
             nodes = list(toposort(roots, blockers=lazy))
         for node in nodes:
             _equate_node(self, node)
+        declared: dict[Hashable, Dim] = {}
+        for var in {*roots, *(inp for node in nodes for inp in node.inputs)}:
+            for axis, length in enumerate(getattr(var.tag, "mvn_rewrites_lengths", ())):
+                if length is not None:
+                    self.equate((var, axis), declared.setdefault(length, (var, axis)))
 
     def length(self, var: Variable, axis: int) -> int | None:
         """Length of a dimension if it is known."""

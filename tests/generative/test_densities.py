@@ -15,7 +15,7 @@ import pytensor_mvn_rewrites as mvn
 from pytensor_mvn_rewrites import RewriteFailedWarning, pipeline
 from pytensor_mvn_rewrites.generative import densities
 from pytensor_mvn_rewrites.pipeline import Declined, Fired, recording
-from tests.harness import PIPELINE_MODE, REFERENCE_MODE, assert_close, rewritten
+from tests.harness import PIPELINE_MODE, REFERENCE_MODE, assert_close, our_ops, rewritten
 from tests.loop_models import LOOPS, N, data, model_of, mvnormals, ragged_groups
 
 pytestmark = [
@@ -353,3 +353,68 @@ def test_what_pymc_cannot_derive_is_its_error_alone():
     observed = pm.observe(model, {f"log_x{i}": 0.1 * i for i in range(8)})
     with pytest.raises(RuntimeError, match="could not be derived"):
         observed.logp()
+
+
+def loop_with_dims(groups, transformed=False):
+    """Latent vectors whose lengths only the dims know."""
+    with pm.Model(coords={"trait": range(3), "lag": range(2)}) as model:
+        location = pm.Normal("location")
+        for g in range(groups):
+            scale = pm.HalfNormal(f"scale_{g}", dims="trait") if transformed else 1.0
+            mean = pm.Normal(f"mean_{g}", location, 1, dims="trait")
+            coefs = pm.Normal(f"coefs_{g}", 0, 1, dims=("lag", "trait"))
+            mean = scale * (mean + coefs[0] * 0.3 + coefs[1] * 0.7)
+            pm.MvNormal(f"y_{g}", mean, cov=np.eye(3) + 0.5, observed=np.arange(3.0) + g)
+    return model
+
+
+@pytest.mark.parametrize(("groups", "transformed"), [(3, True), (9, False)])
+def test_dims_tie_lengths_together(groups, transformed, rng):
+    """Before the gradient, in short loops and in long ones."""
+    model = loop_with_dims(groups, transformed)
+    assert_same_terms(model, rng)
+    [logp] = rewritten([model.logp()])
+    assert our_ops([logp]) == {"MvNormalLogp{chol}": 1}
+    wrt, values = model.continuous_value_vars, point(model, rng)
+    with mvn.disable():
+        expected = compiled(model, pt.grad(model.logp(), wrt))(*values)
+    for got, want in zip(compiled(model, pt.grad(logp, wrt))(*values), expected, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-11)
+
+
+def test_dims_of_another_length_later(rng):
+    with pm.Model(coords={"trait": range(2)}) as model:
+        for g in range(9):
+            mean = pm.Normal(f"mean_{g}", dims="trait")
+            pm.Normal(f"y_{g}", mean.sum(), 1, observed=0.1 * g)
+    [logp] = rewritten([model.logp()])
+    function = compiled(model, [logp, *pt.grad(logp, model.value_vars)])
+    with mvn.disable():
+        plain = model.logp()
+        expected = compiled(model, [plain, *pt.grad(plain, model.value_vars)])
+    model.set_dim("trait", 4, range(4))
+    values = point(model, rng)
+    assert values[0].shape == (4,)
+    for got, want in zip(function(*values), expected(*values), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-12)
+
+
+def test_a_value_of_another_length_than_its_dims_raises(rng):
+    model = loop_with_dims(3)
+    [logp] = rewritten([model.logp()])
+    values = [rng.normal(size=(4, 3) if v.name == "coefs_1" else (2, 3)) for v in model.value_vars]
+    values = [
+        own.sum() if v.ndim == 0 else own[0] if v.ndim == 1 else own
+        for v, own in zip(model.value_vars, values, strict=True)
+    ]
+    with pytest.raises(ValueError, match="must match exactly"):
+        compiled(model, [logp])(*values)
+
+
+def test_dims_of_equal_length_are_not_one():
+    with pm.Model(coords={"a": range(2), "b": range(2)}) as model:
+        for g in range(9):
+            pm.Normal(f"x_{g}", dims="a" if g % 2 else "b")
+    with recording() as events:
+        rewritten([model.logp()])
+    assert in_loops(events) == 0
