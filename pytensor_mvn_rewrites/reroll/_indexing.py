@@ -6,8 +6,11 @@ import numpy as np
 import pytensor.tensor as pt
 from pytensor.graph.basic import Constant, Variable
 from pytensor.tensor.basic import Split
+from pytensor.tensor.elemwise import DimShuffle
 from pytensor.tensor.subtensor import AdvancedSubtensor, Subtensor
 from pytensor.tensor.variable import TensorVariable
+
+from pytensor_mvn_rewrites.graph import lengths_of
 
 
 def batch_of_slices(pack: Sequence[Variable]) -> Variable | None:
@@ -188,9 +191,24 @@ def _index_first(source, indices, int_axes: Sequence[int]) -> TensorVariable:
 def specify_length(x, length, axis: int = 0) -> TensorVariable:
     """`x`, whose axis must have this length when the graph runs."""
     # not None where a length is unknown: PyTensor's local_subtensor_SpecifyShape_lift fails on it
-    shape = [x.shape[i] if known is None else known for i, known in enumerate(x.type.shape)]
+    shape = _lengths(x)
     shape[axis] = length
     return pt.specify_shape(x, shape)
+
+
+def _lengths(x) -> list:
+    """The shape of `x`; of a slice in terms of what it is a slice of, as for its neighbours."""
+    match x.owner_op_and_inputs:
+        case (DimShuffle(new_order=order), source):
+            of_source = _lengths(source)
+            return [1 if axis == "x" else of_source[axis] for axis in order]
+        case (Subtensor(idx_list=entries), source, *_):
+            of_source = _lengths(source)
+            entries = (*entries, *(slice(None),) * (len(of_source) - len(entries)))
+            kept = [(e, n) for e, n in zip(entries, of_source, strict=True) if isinstance(e, slice)]
+            own = lengths_of(x)
+            return [n if e == slice(None) else own[i] for i, (e, n) in enumerate(kept)]
+    return lengths_of(x)
 
 
 def _slice_parts(entry: slice):

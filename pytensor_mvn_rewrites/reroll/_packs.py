@@ -10,7 +10,7 @@ from pytensor.graph.fg import FunctionGraph
 from pytensor.tensor.random.op import RandomVariable
 
 from pytensor_mvn_rewrites.pipeline import Declined, Fired, record
-from pytensor_mvn_rewrites.reroll._cost import WORTHWHILE, Cost
+from pytensor_mvn_rewrites.reroll._cost import WORTHWHILE, WORTHWHILE_STACK, Cost
 from pytensor_mvn_rewrites.reroll._lockstep import Batch, CannotReroll, LockStep
 from pytensor_mvn_rewrites.reroll._signature import (
     Identities,
@@ -143,7 +143,10 @@ class Rerolling:
         strict = self.signatures if anchored else None
 
         def pays(cost: Cost) -> bool:
-            return cost.saved >= 1 if shares and cost.stacks <= self.used else cost.pays(minimum)
+            if shares and cost.stacks <= self.used:
+                return cost.saved >= 1
+            in_slices = self.has_anchors and cost.sums_arrays and not cost.new_stacks
+            return cost.pays(WORTHWHILE_STACK if in_slices else minimum)
 
         guess = expected(members, signatures, self.used, strict)
         if not (pays(guess) or guess.may_be_view):

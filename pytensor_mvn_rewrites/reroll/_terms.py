@@ -12,6 +12,7 @@ from pytensor.tensor.shape import SpecifyShape
 from pytensor.tensor.subtensor import AdvancedSubtensor, Subtensor
 
 from pytensor_mvn_rewrites.graph import core_op, in_graph_order
+from pytensor_mvn_rewrites.ops.gaussian import FusedOp
 from pytensor_mvn_rewrites.reroll._cost import factorizes
 
 #: Ops whose result has the structure of what they take in, which the rules of stage 3 look through.
@@ -35,7 +36,7 @@ def structured_matrices(fgraph) -> set[Variable]:
     Kronecker products, a scaled matrix and a jitter.
     """
     pending = [
-        inp for node in fgraph.apply_nodes if factorizes(node.op) for inp in matrices_of(node)
+        inp for node in fgraph.apply_nodes if factorizes(node.op) for inp in factorized(node)
     ]
     found: set[Variable] = set()
     while pending:
@@ -48,6 +49,13 @@ def structured_matrices(fgraph) -> set[Variable]:
         if isinstance(core_op(var.owner.op), STRUCTURAL_OPS) or is_stack(var.owner):
             pending += matrices_of(var.owner)
     return found
+
+
+def factorized(node: Apply) -> list[Variable]:
+    """The matrices that a factorization or a density takes in, and not rows of vectors."""
+    if not isinstance(node.op, FusedOp):
+        return matrices_of(node)
+    return [inp for inp, core in zip(node.inputs, node.op.core_ndims, strict=True) if core == 2]
 
 
 def matrices_of(node: Apply) -> list[Variable]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from pytensor.graph.basic import Apply, Constant, Variable
 from pytensor.tensor.basic import Split
+from pytensor.tensor.elemwise import CAReduce
 from pytensor.tensor.subtensor import AdvancedSubtensor, Subtensor
 
 from pytensor_mvn_rewrites.reroll._cost import ARRANGING_OPS, Cost, factorizes, weight
@@ -51,20 +52,23 @@ class Walk:
         """Forget what was found and counted."""
         self.results: dict[Key, Any] = {}
         self.outputs: dict[Key, Sequence] = {}
-        self.nodes, self.computes, self.factorizes = 0, False, False
+        self.nodes, self.computes, self.factorizes, self.reduces = 0, False, False, False
         self.used_stacks: set[Key] = set()
 
     def cost(self, used: Collection[Key]) -> Cost:
         """What the pack costs where other packs use the stacks `used`."""
         nodes = self.nodes if self.computes else 0
         new = len(self.used_stacks.difference(used))
-        return Cost(len(self.terms), nodes, frozenset(self.used_stacks), new, self.factorizes)
+        sums_arrays = self.reduces and getattr(self.terms[0].type, "ndim", 0) > 0
+        stacks = frozenset(self.used_stacks)
+        return Cost(len(self.terms), nodes, stacks, new, self.factorizes, sums_arrays)
 
     def count(self, op) -> None:
         """Count a node of each term."""
         self.nodes += weight(op)
         self.computes |= not isinstance(op, ARRANGING_OPS)
         self.factorizes |= factorizes(op)
+        self.reduces |= isinstance(op, CAReduce)
 
     def constants(self, pack: Members) -> Any:
         """A pack of constants."""

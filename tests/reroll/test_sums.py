@@ -10,11 +10,12 @@ import pytensor.tensor as pt
 import pytest
 from pytensor.graph.fg import FunctionGraph
 from pytensor.graph.replace import clone_replace
-from pytensor.graph.traversal import ancestors
+from pytensor.graph.traversal import ancestors, apply_ancestors
 from pytensor.tensor.elemwise import CAReduce
+from pytensor.tensor.subtensor import Subtensor
 
 import pytensor_mvn_rewrites as mvn
-from pytensor_mvn_rewrites.ops import mvnormal_logp, packed_cholesky
+from pytensor_mvn_rewrites.ops import inv_quad_logdet, mvnormal_logp, packed_cholesky
 from pytensor_mvn_rewrites.reroll._cost import FEW
 from pytensor_mvn_rewrites.reroll.sums import reroll_sums
 from tests.harness import (
@@ -391,3 +392,11 @@ def test_terms_of_a_pack_go_with_it_and_others_alike_stay(rng, extra):
     assert sorted(v.type.shape for v in tanhs) == [(3,)] * extra + [(4, 3)]
     values = {v: rng.normal(size=3) for v in [*own, *others]}
     assert_same_numbers(graph, new, values, condition=10)
+
+
+def test_lags_in_the_mean_of_a_density():
+    """Rows of a mean are no matrix with a structure: their terms are sums like any other."""
+    coefs, rows = pt.tensor("coefs", shape=(3, 2, 3)), np.arange(60.0).reshape(2, 10, 3)
+    lags = [(coefs[:, None, lag] * rows[lag]).sum(-1).T for lag in range(2)]
+    [density] = rewritten([inv_quad_logdet(lags[0] + lags[1], np.eye(3) + 0.5, "cov")[0].sum()])
+    assert not any(isinstance(node.op, Subtensor) for node in apply_ancestors([density]))
