@@ -10,7 +10,7 @@ from fnmatch import fnmatch
 from importlib import import_module
 
 #: Modules of this package that have scenarios, in the order in which they run
-MODULES = ("oplevel", "loops", "groups", "structures")
+MODULES = ("oplevel", "loops", "groups", "structures", "small")
 
 #: The scenarios of a short run
 SHORT = (
