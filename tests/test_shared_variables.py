@@ -152,16 +152,26 @@ def rows_and_scale(seed_of_data=0) -> pm.Model:
     return model
 
 
+#: How many draws two chains are the same for: leapfrog steps make little differences large
+STEPS = {
+    pm.Metropolis: 20,
+    pm.DEMetropolisZ: 20,
+    pm.Slice: 10,
+    pm.HamiltonianMC: 5,
+    pm.NUTS: 5,
+}
+
+
 @pytest.mark.filterwarnings("ignore")  # of the sampler, about so few draws
-@pytest.mark.parametrize("step", [pm.Metropolis, pm.Slice], ids=lambda step: step.__name__)
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.__name__)
 def test_step_methods(step):
     """The other variables of a step method are shared: the chain is the one without the plugin."""
     chains = []
     for context in (mvn.enable, mvn.disable):
         with context(), rows_and_scale():
             idata = pm.sample(
-                draws=30,
-                tune=30,
+                draws=STEPS[step],
+                tune=STEPS[step],
                 chains=1,
                 cores=1,
                 step=step(compile_kwargs={"mode": PIPELINE_MODE}),
@@ -171,7 +181,50 @@ def test_step_methods(step):
             )
         chains.append(idata.posterior)
     for name in ("mu", "s"):
-        np.testing.assert_allclose(chains[0][name], chains[1][name], rtol=1e-9)
+        np.testing.assert_allclose(chains[0][name], chains[1][name], rtol=1e-6)
+    assert np.ptp(chains[0]["s"].values) > 1e-3
+
+
+def test_sequential_monte_carlo():
+    samples = []
+    for context in (mvn.enable, mvn.disable):
+        with context(), rows_and_scale():
+            idata = pm.sample_smc(
+                20,
+                chains=1,
+                cores=1,
+                random_seed=1,
+                progressbar=False,
+                compute_convergence_checks=False,
+                compile_kwargs={"mode": PIPELINE_MODE},
+            )
+        samples.append(idata.posterior)
+    np.testing.assert_allclose(samples[0]["mu"], samples[1]["mu"], rtol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_maximum_a_posteriori():
+    found = []
+    for context in (mvn.enable, mvn.disable):
+        with context(), rows_and_scale():
+            kwargs = {"compile_kwargs": {"mode": PIPELINE_MODE}, "progressbar": False}
+            found.append(pm.find_MAP(seed=1, **kwargs))
+    np.testing.assert_allclose(found[0]["mu"], found[1]["mu"], rtol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("method", ["fullrank_advi", "svgd"])
+def test_other_approximations(method):
+    means = []
+    for context in (mvn.enable, mvn.disable):
+        with context(), rows_and_scale():
+            kwargs = {"compile_kwargs": {"mode": PIPELINE_MODE}, "progressbar": False}
+            kwargs |= {"inf_kwargs": {"n_particles": 5}} if method == "svgd" else {}
+            np.random.seed(1)  # noqa: NPY002, the particles begin where NumPy says
+            approximation = pm.fit(5, method=method, random_seed=3, **kwargs)
+            means.append([shared.eval() for shared in approximation.params])
+    for got, want in zip(*means, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore")
