@@ -11,6 +11,7 @@ from importlib import import_module
 import numpy as np
 import pytensor
 import pytensor.tensor as pt
+import pytest
 from pymc.logprob.rewriting import logprob_rewrites_db, specialization_ir_rewrites_db
 from pytensor.compile.mode import Mode, optdb
 from pytensor.graph.basic import Variable, equal_computations
@@ -20,9 +21,10 @@ from pytensor.graph.traversal import ancestors
 
 import pytensor_mvn_rewrites as mvn
 from pytensor_mvn_rewrites._upstream import NAMES
+from pytensor_mvn_rewrites.generative import densities
 from pytensor_mvn_rewrites.ops import mvnormal_logp
 from pytensor_mvn_rewrites.ops.gaussian import GaussianOp
-from pytensor_mvn_rewrites.pipeline import GuardedGraphRewriter
+from pytensor_mvn_rewrites.pipeline import RULES, GuardedGraphRewriter
 
 ifelse = import_module(NAMES["IfElse"]).ifelse
 
@@ -243,12 +245,52 @@ def guards(stage: str, rule: str) -> list:
     return [database[name] for database in databases[stage] if name in database]
 
 
+#: What the rules before any graph of log-densities do it by, and whether it has done anything
+DERIVATIONS = {
+    "loops_of_random_variables": ("_terms", lambda _, terms: terms is not None),
+    "sums_of_loops": ("with_whole_sums", lambda terms, sums: len(sums) < len(terms)),
+}
+
+
 def replaced(monkeypatch, guard, wrap):
     """Put ``wrap(function)`` in the place of what a guard guards."""
     if isinstance(guard, GuardedGraphRewriter):
         monkeypatch.setattr(guard, "function", wrap(guard.function))
     else:
         monkeypatch.setattr(guard.rewriter, "transform", wrap(guard.rewriter.transform))
+
+
+@contextmanager
+def rules_that_run() -> Iterator[dict[str, bool]]:
+    """The rules that run in this block, by name, and whether they change anything."""
+    changed: dict[str, bool] = {}
+
+    def noting(rule, is_changed):
+        def wrap(function):
+            def noted(*args, **kwargs):
+                before = set(args[0].apply_nodes) if is_changed is None else args[0]
+                result = function(*args, **kwargs)
+                new = (
+                    bool(result) or before != args[0].apply_nodes
+                    if is_changed is None
+                    else is_changed(before, result)
+                )
+                changed[rule] = changed.get(rule, False) or new
+                return result
+
+            return noted
+
+        return wrap
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for stage, rules in RULES.items():
+            for rule in rules:
+                for guard in guards(stage, rule) if stage != "generative" else ():
+                    replaced(monkeypatch, guard, noting(rule, None))
+        for rule, (function, is_changed) in DERIVATIONS.items():
+            wrapped = noting(rule, is_changed)(getattr(densities, function))
+            monkeypatch.setattr(densities, function, wrapped)
+        yield changed
 
 
 def failing(function):

@@ -4,10 +4,11 @@ import shutil
 import sys
 
 import numpy as np
+import pymc as pm
 import pytest
 from pytensor.compile.mode import Mode
 
-from benchmarks import profile, report
+from benchmarks import digits, profile, report
 from benchmarks.contestants import (
     Evaluated,
     LimitDensity,
@@ -20,7 +21,7 @@ from benchmarks.measure import Worker, WorkerError
 from benchmarks.runner import Effort, Measured, differences, judged, run_scenario
 from benchmarks.scenarios import SHORT, Bar, Scenario, Variant, agreement, all_scenarios
 from pytensor_mvn_rewrites import disable, enable
-from tests.harness import PIPELINE_MODE
+from tests.harness import PIPELINE_MODE, evaluate
 
 SCENARIOS = {scenario.name: scenario for scenario in all_scenarios("tiny")}
 
@@ -263,3 +264,18 @@ def test_ratios_are_taken_round_by_round():
     by_median = judged(Bar("", ("a", "evaluate"), ("a", "build"), at_most=1.9), found)
     assert by_median["measured"] == 2
     assert not by_median["holds"]
+
+
+@pytest.mark.parametrize("name", digits.MODELS)
+def test_true_digits(name, rng):
+    """In doubles the density loses few of them where the matrix is well conditioned."""
+    situation, declare = digits.MODELS[name]
+    at = situation(rng, 10.0)
+    with pm.Model() as model:
+        declare(at)
+    with disable():
+        logp = digits.density_and_gradient(model)[:1]
+    point = {var: at[var.name] for var in model.value_vars}
+    [value], [true] = evaluate(logp, point), digits.evaluate(logp, point)
+    assert digits.lost(value, true) < 3
+    assert 1.9 < digits.lost(float(true) * (1 + 100 * digits.EPS), true) < 2.1

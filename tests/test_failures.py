@@ -21,7 +21,15 @@ import pytensor_mvn_rewrites as mvn
 from pytensor_mvn_rewrites.generative import densities
 from pytensor_mvn_rewrites.pipeline import RULES
 from pytensor_mvn_rewrites.structure._structure import Structure
-from tests.harness import REFERENCE_MODE, assert_close, failing, gradient, guards, replaced
+from tests.harness import (
+    REFERENCE_MODE,
+    assert_close,
+    failing,
+    gradient,
+    guards,
+    replaced,
+    rules_that_run,
+)
 
 RNG = np.random.default_rng(20261129)
 N = 8
@@ -282,12 +290,20 @@ def built(name) -> tuple[pm.Model, dict[str, np.ndarray]]:
     return built_model, point
 
 
-def function_of_raveled_point(built_model, point, optimizer=None):
-    """The log-density, its gradient and the terms, as samplers and predictive methods ask them."""
-    inputs = built_model.value_vars
-    logp = built_model.logp() if optimizer is None else rewrite_pregrad(built_model.logp())
+def graph_of_raveled_point(built_model, point, optimizer=None):
+    """The log-density, its gradient and the terms, as samplers and predictive methods ask them.
+
+    Returns
+    -------
+    raveled : vector of all value variables
+    outputs : list of tensors
+    """
+    inputs, terms = built_model.value_vars, built_model.logp(sum=False)
+    if optimizer is None:
+        logp = pt.add(*[term.sum() for term in terms])
+    else:
+        logp = rewrite_pregrad(built_model.logp())
     grads = [grad.ravel() for grad in gradient([logp], inputs)]
-    terms = built_model.logp(sum=False)
     outputs, raveled = join_nonshared_inputs(
         point, [logp, pt.join(0, *grads), *terms], inputs, make_inputs_shared=False
     )
@@ -296,8 +312,18 @@ def function_of_raveled_point(built_model, point, optimizer=None):
     add_supervisor_to_fgraph(graph, [In(raveled)])
     if optimizer is not None:
         optimizer.rewrite(graph)
-    function = pytensor.function([raveled], graph.outputs, mode=REFERENCE_MODE, accept_inplace=True)
-    return function(np.concatenate([value.ravel() for value in point.values()]))
+    return raveled, graph.outputs
+
+
+def raveled_point(point):
+    return np.concatenate([value.ravel() for value in point.values()])
+
+
+def function_of_raveled_point(built_model, point, optimizer=None):
+    """The same numbers, evaluated node by node."""
+    raveled, outputs = graph_of_raveled_point(built_model, point, optimizer)
+    function = pytensor.function([raveled], outputs, mode=REFERENCE_MODE, accept_inplace=True)
+    return function(raveled_point(point))
 
 
 #: Without what makes loops and works in place, which is not for Python to evaluate
@@ -337,32 +363,19 @@ RULES_OF_GUARDS = [
 def models_of_rules() -> dict[str, str]:
     """For each rule the first model in which it changes something."""
     found: dict[str, str] = {}
-    monkeypatch = pytest.MonkeyPatch()
-    model_name = ""
 
-    def noting(rule):
-        def wrap(function):
-            def noted(fgraph, *args, **kwargs):
-                before = set(fgraph.apply_nodes)
-                result = function(fgraph, *args, **kwargs)
-                if result or before != fgraph.apply_nodes:
-                    found.setdefault(rule, model_name)
-                return result
+    def note(model_name, mode):
+        with rules_that_run() as changed:
+            numbers(model_name, mode)
+        for rule, is_changed in changed.items():
+            if is_changed:
+                found.setdefault(rule, model_name)
 
-            return noted
-
-        return wrap
-
-    for stage, rule in RULES_OF_GUARDS:
-        for guard in guards(stage, rule):
-            replaced(monkeypatch, guard, noting(rule))
     with pytensor.config.change_flags(cxx=""):
         for model_name in MODELS:
-            numbers(model_name)
-        model_name = "covariance_functions"
-        numbers(model_name, JAX)
-        numbers(model_name, NUMBA_LOOPS)
-    monkeypatch.undo()
+            note(model_name, NUMBA)
+        for mode in (JAX, NUMBA_LOOPS):
+            note("covariance_functions", mode)
     return found
 
 
