@@ -16,7 +16,11 @@ class JoinOfKnownLengths(Join):
     def pullback(self, inputs, outputs, grads):
         """The parts of the gradient."""
         [gradient] = grads
-        lengths = pt.constant([var.type.shape[self.axis] for var in inputs], dtype="int64")
+        lengths = [var.type.shape[self.axis] for var in inputs]
+        if None in lengths:
+            # other inputs have been put in since
+            return super().pullback(inputs, outputs, grads)
+        lengths = pt.constant(lengths, dtype="int64")
         parts = [gradient.type.clone(shape=var.type.shape).make_variable() for var in inputs]
         return Apply(Split(len(inputs), self.axis), [gradient, lengths], parts).outputs
 

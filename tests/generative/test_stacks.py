@@ -30,6 +30,15 @@ def test_gradient(axis, rng):
         np.testing.assert_array_equal(got, want)
 
 
+def test_gradient_of_other_inputs():
+    """Whose lengths are not known, as after ``clone_replace``."""
+    x, y = pt.vectors("xy")
+    joined = JoinOfKnownLengths(0)(x, y)
+    grads = pt.grad((joined**2).sum(), [x, y])
+    values = pytensor.function([x, y], grads, mode=REFERENCE_MODE)([1.0], [2.0, 3.0])
+    np.testing.assert_array_equal(np.concatenate(values), [2, 4, 6])
+
+
 @pytest.mark.parametrize(
     ("xs", "is_known"),
     [
