@@ -77,6 +77,7 @@ def scenarios(pick) -> Iterator[Scenario]:
             model("on", "models.latent_loop", n=n),
             model("by hand, off", "models.latent_loop_by_hand", False, n=n),
         ),
+        per_build(1)[1:],
         reference="by hand, off",
     )
 

@@ -53,6 +53,13 @@ class FusedLKJCholeskyCovRV(_LKJCholeskyCovRV):
     """A ``pm.LKJCholeskyCov`` of the log-density :func:`fused_lkj_cholesky_cov_logp`."""
 
 
+class BatchedLKJCholeskyCovRV(_LKJCholeskyCovRV):
+    """Several of them, of one size and one eta, along the first dimension.
+
+    PyMC draws such batches, and has no density of them.
+    """
+
+
 #: A random variable of PyMC -> the same with a log-density of this package.
 FUSED: dict[type, type] = {
     MvNormalRV: FusedMvNormalRV,
@@ -138,16 +145,47 @@ def fused_lkj_cholesky_cov_logp(op, values, rng, n, eta, sd_dist, **kwargs):
     [value] = values
     if value.ndim > 1:
         raise ValueError("_LKJCholeskyCov logp is only implemented for vector values (ndim=1)")
+    return lkj_cholesky_cov_logp(value, n, eta, sd_dist)
+
+
+@_logprob.register(BatchedLKJCholeskyCovRV)
+def batched_lkj_cholesky_cov_logp(op, values, rng, n, eta, sd_dist, **kwargs):
+    """The same for each of several packed factors."""
+    [value] = values
+    return lkj_cholesky_cov_logp(value, n, eta, sd_dist)
+
+
+def lkj_cholesky_cov_logp(value, n, eta, sd_dist):
+    """The log-densities of packed factors, one or several, and of their standard deviations."""
     # n and eta with the dtypes that PyMC gives them: small integers would wrap around
     row = pt.arange(n)
     _, sd, corr_diag, _ = packed_cholesky(value, int(n.data))
     log_corr_diag = pt.log(corr_diag)
-    logp_lkj = ((2 * eta - 3 + n - row) * log_corr_diag).sum()
+    logp_lkj = ((2 * eta - 3 + n - row) * log_corr_diag).sum(axis=-1)
     # from the entries of the packed factor to correlations and standard deviations
-    log_jacobian = (log_corr_diag - row * pt.log(sd)).sum()
-    logp_sd = logp_of(sd_dist, sd).sum()
+    log_jacobian = (log_corr_diag - row * pt.log(sd)).sum(axis=-1)
+    logp_sd = logp_of(sd_dist, sd)
+    logp_sd = logp_sd.sum(axis=tuple(range(value.type.ndim - 1, logp_sd.type.ndim)))
     constants = (eta, n) if ETA_MAY_VARY else (float(eta.data), int(n.data))
     return _lkj_normalizing_constant(*constants) + logp_lkj + logp_sd + log_jacobian
+
+
+def batched_lkj_cholesky_cov(n, eta, sd_dist, count: int, rng):
+    """A random variable of `count` packed Cholesky factors.
+
+    Parameters
+    ----------
+    n, eta : tensor, shape ()
+        As ``pm.LKJCholeskyCov`` takes them; n is constant.
+    sd_dist : tensor, shape (count, n)
+        A draw of the standard deviations.
+    count : int
+    rng : random generator variable
+    """
+    node = _LKJCholeskyCovRV.rv_op(n, eta, sd_dist, size=(count,), rng=rng).owner
+    op = copy(node.op)
+    op.__class__ = BatchedLKJCholeskyCovRV
+    return op(*node.inputs)
 
 
 def check_posdef(logp, posdef, msg: str):

@@ -1,10 +1,10 @@
 """Log-densities of loops: PyMC derives one, and that is batched."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from functools import wraps
 
 import numpy as np
-from pymc.logprob.utils import replace_rvs_by_values
+from pymc.logprob.transforms import Transform
 from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.graph.basic import Apply, Constant, Variable
 from pytensor.graph.traversal import ancestors
@@ -15,6 +15,7 @@ from pytensor.tensor.variable import TensorVariable
 from pytensor_mvn_rewrites._upstream import _find_unallowed_rvs_in_graph
 from pytensor_mvn_rewrites.config import is_active
 from pytensor_mvn_rewrites.generative.loops import (
+    MIN_MEMBERS,
     Loop,
     declined,
     find_loops,
@@ -24,6 +25,7 @@ from pytensor_mvn_rewrites.generative.loops import (
     places,
     with_parameters,
 )
+from pytensor_mvn_rewrites.generative.stacks import copied
 from pytensor_mvn_rewrites.graph import Tensor, substituted
 from pytensor_mvn_rewrites.pipeline import Fired, derivation, record, warn_of_failure
 from pytensor_mvn_rewrites.reroll._dims import declare_lengths
@@ -126,11 +128,7 @@ def _terms(derive, rvs, rvs_to_values, rvs_to_transforms, kwargs) -> list[Variab
     members = {rv for loop in loops for rv in loop.members}
     others = [rv for rv in rvs if rv not in members]
     terms = _rest(derive, others, members, rvs_to_values, rvs_to_transforms, kwargs)
-    graphs = replace_rvs_by_values(
-        [*densities, *terms.values()],
-        rvs_to_values=rvs_to_values,
-        rvs_to_transforms=rvs_to_transforms,
-    )
+    graphs = in_values([*densities, *terms.values()], rvs_to_values, rvs_to_transforms)
     if _find_unallowed_rvs_in_graph(graphs):
         # PyMC says what is wrong
         return None
@@ -183,6 +181,49 @@ def is_given(var: Variable) -> bool:
     return isinstance(var, Constant) or not is_tensor(var)
 
 
+def in_values(
+    graphs: Sequence[Variable],
+    rvs_to_values: Mapping[Variable, Variable],
+    rvs_to_transforms: Mapping[Variable, Transform | None],
+) -> list[Variable]:
+    """Copies of graphs of random variables as graphs of their values.
+
+    As PyMC's ``replace_rvs_by_values`` writes them, which puts in one variable after the other:
+    half the time of a loop's log-density. Here each node is copied once.
+    """
+    of: dict[Variable, Variable] = {}
+    in_place: dict[Variable, Variable] = {}
+    stack = list(graphs)
+    while stack:
+        var = stack[-1]
+        if var in rvs_to_values and var not in in_place:
+            in_place[var] = _as_drawn(var, rvs_to_values[var], rvs_to_transforms.get(var))
+        value, node = in_place.get(var), var.owner
+        below = [value] if value is not None else node.inputs if node is not None else []
+        if missing := [inp for inp in below if inp not in of]:
+            stack += missing
+            continue
+        stack.pop()
+        if value is not None:
+            of[var] = of[value]
+        elif node is None:
+            of[var] = var
+        elif var not in of:
+            copy = copied(node, [of[inp] for inp in node.inputs], MIN_MEMBERS)
+            of.update(zip(node.outputs, copy.outputs, strict=True))
+    return [of[graph] for graph in graphs]
+
+
+def _as_drawn(rv: Variable, value: Variable, transform: Transform | None) -> Variable:
+    """What stands for `rv` where others use it."""
+    if transform is not None:
+        value = transform.backward(value, *rv.owner.inputs)
+    value = rv.type.filter_variable(value, allow_convert=True)
+    if transform is not None:
+        value.name = rv.name
+    return value
+
+
 def members_of(density: Tensor, loop: Loop) -> list[Variable]:
     """``density[0], density[1], ...``, made by hand: there are thousands of them."""
     node = density[1:2].owner if loop.rows else density[1].owner
@@ -196,7 +237,8 @@ def members_of(density: Tensor, loop: Loop) -> list[Variable]:
             type(own)(own.type, np.asarray(number, dtype=own.type.dtype))
             for own, number in zip(node.inputs[1:], numbers, strict=True)
         ]
-        return Apply(node.op, [density, *index], [old.type.clone(shape=shape)()]).outputs[0]
+        out = old.type.clone(shape=shape).make_variable()
+        return Apply(node.op, [density, *index], [out]).outputs[0]
 
     return [part(place) for place in places(len(loop.members), loop.rows)]
 

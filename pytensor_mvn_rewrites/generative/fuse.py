@@ -19,9 +19,12 @@ from pytensor.graph.traversal import ancestors, toposort
 from pytensor.tensor.random.op import RandomVariable
 from pytensor.tensor.type_other import NoneTypeT
 
+from pytensor_mvn_rewrites._upstream import _LKJCholeskyCovRV
 from pytensor_mvn_rewrites.generative.loops import Loop, declined, find_loops, places
 from pytensor_mvn_rewrites.graph import Tensor, substituted
+from pytensor_mvn_rewrites.logprob import batched_lkj_cholesky_cov
 from pytensor_mvn_rewrites.pipeline import Fired, record
+from pytensor_mvn_rewrites.reroll._signature import group_by
 
 #: Transforms that work along the last axes, or on each number, whatever axes come before.
 BATCHABLE_TRANSFORMS = (
@@ -32,6 +35,7 @@ BATCHABLE_TRANSFORMS = (
     elementwise.CircularTransform,
     elementwise.SimplexTransform,
     transforms.Ordered,
+    transforms.CholeskyCovPacked,
 )
 
 
@@ -73,7 +77,7 @@ def fuse_model(model: pm.Model, *, names: Sequence[str] | None = None) -> pm.Mod
 
     Data, dims, coordinates, deterministics, potentials, transforms and initial values are carried
     over. Variables stay as they are if they are not alike, depend on one another, hold other
-    distributions (``pm.LKJCholeskyCov``, mixtures), or have no common name.
+    distributions (mixtures, but not ``pm.LKJCholeskyCov``), or have no common name.
 
     Parameters
     ----------
@@ -107,11 +111,12 @@ def fuse_model(model: pm.Model, *, names: Sequence[str] | None = None) -> pm.Mod
     if unknown := wanted - known:
         raise ValueError(f"{sorted(unknown)} are no random variables of the model")
     parts = Parts.of(model)
+    crowded = crowded_names(list(parts.random))
     fusions: dict[str, Fusion] = {}
     reasons: dict[str, str] = {}
     while loop := _next_loop(parts, wanted.difference(reasons)):
         try:
-            name, fusion = _fuse(parts, loop)
+            name, fusion = _fuse(parts, loop, crowded)
         except Unfusable as reason:
             reasons |= dict.fromkeys([str(rv.name) for rv in loop.members], str(reason))
             declined(loop.members, str(reason))
@@ -236,7 +241,7 @@ def _next_loop(parts: Parts, names: set[str]) -> Loop | None:
     return min(loops, key=lambda loop: position[loop.members[0]], default=None)
 
 
-def _fuse(parts: Parts, loop: Loop) -> tuple[str, Fusion]:
+def _fuse(parts: Parts, loop: Loop, crowded: set[str]) -> tuple[str, Fusion]:
     """Put one variable in the place of a loop; returns its name."""
     names = tuple(str(rv.name) for rv in loop.members)
     first, members = parts.random[names[0]], [parts.random[name] for name in names]
@@ -247,12 +252,14 @@ def _fuse(parts: Parts, loop: Loop) -> tuple[str, Fusion]:
         raise Unfusable("their dims differ")
     if not set(loop.members).isdisjoint(ancestors([v for v in loop.batches if v is not None])):
         raise Unfusable("they depend on one another")
-    if not isinstance(first.var.owner.op, RandomVariable):
+    if not isinstance(first.var.owner.op, RandomVariable | _LKJCholeskyCovRV):
         raise Unfusable("distributions of this kind have no batches")
     if first.transform is not None and not isinstance(first.transform, BATCHABLE_TRANSFORMS):
         raise Unfusable(f"the transform {first.transform} is not known to work on a batch")
     start = _joint_initial_value([part.initial for part in members])
     base, labels = common_name(names)
+    if base in crowded:
+        base, labels = common_name(names, longest=True)
     everything = {**parts.random, **parts.data, **parts.deterministics, **parts.potentials}
     if not base or base in everything.keys() - set(names):
         raise Unfusable(f"the name {base!r} is taken" if base else "their names have no pattern")
@@ -302,29 +309,53 @@ def _batched_rv(loop: Loop, index: Variable | None) -> Tensor:
     """The random variable that holds all members, or all of their rows."""
     old = loop.members[0]
     op = old.owner.op
-    rng, size = old.owner.inputs[:2]
     if index is not None:
+        rng = old.owner.inputs[0]
         gathered = [
             own if new is None else new[index]
             for own, new in zip(loop.parameters[1:], loop.batches[1:], strict=True)
         ]
         return op.make_node(rng, pt.constant([len(loop.member_of_row)]), *gathered).outputs[1]
-    n_batch = old.type.ndim - op.ndim_supp
-    parameters = []
-    for own, new, core in zip(loop.parameters[2:], loop.batches[2:], op.ndims_params, strict=True):
-        missing = n_batch - (own.type.ndim - core)
-        axes = tuple(range(1, 1 + missing))
-        parameters.append(own if new is None else pt.expand_dims(new, axes) if axes else new)
-    if not isinstance(size.type, NoneTypeT):
-        size = pt.join(0, [len(loop.members)], size)
-    elif n_batch == 0:
-        size = pt.constant([len(loop.members)])
-    elif all(new is None for new in loop.batches[2:]):
-        raise Unfusable("their shape is that of parameters that they share")
-    rv = op.make_node(rng, size, *parameters).outputs[1]
+    if isinstance(op, _LKJCholeskyCovRV):
+        rv = _batched_lkj(loop)
+    else:
+        rv = _batched_draw(old, loop.parameters, loop.batches, len(loop.members))
     # what has draws in batches may have no density of them: then this raises
     pm.logp(rv, rv.type())
     return rv
+
+
+def _batched_lkj(loop: Loop) -> Tensor:
+    """One ``LKJCholeskyCov`` of N packed factors, of a type that has a density of them."""
+    sd_dist = loop.members[0].owner.inputs[-1]
+    (rng, n, eta, *parameters), (_, _, eta_varies, *batches) = loop.parameters, loop.batches
+    if eta_varies is not None:
+        raise Unfusable("they differ in eta")
+    if not isinstance(sd_dist.owner.op, RandomVariable):
+        raise Unfusable("distributions like that of their standard deviations have no batches")
+    count = len(loop.members)
+    sds = _batched_draw(sd_dist, parameters, batches, count)
+    return batched_lkj_cholesky_cov(n, eta, sds, count, rng)
+
+
+def _batched_draw(
+    old: Tensor, parameters: Sequence[Variable], batches: Sequence[Any], count: int
+) -> Tensor:
+    """Draws like `old`, whose node takes in `parameters`, of which some are batches."""
+    op, (rng, size) = old.owner.op, parameters[:2]
+    n_batch = old.type.ndim - op.ndim_supp
+    new_parameters = []
+    for own, new, core in zip(parameters[2:], batches[2:], op.ndims_params, strict=True):
+        missing = n_batch - (own.type.ndim - core)
+        axes = tuple(range(1, 1 + missing))
+        new_parameters.append(own if new is None else pt.expand_dims(new, axes) if axes else new)
+    if not isinstance(size.type, NoneTypeT):
+        size = pt.join(0, [count], size)
+    elif n_batch == 0:
+        size = pt.constant([count])
+    elif all(new is None for new in batches[2:]):
+        raise Unfusable("their shape is that of parameters that they share")
+    return op.make_node(rng, size, *new_parameters).outputs[1]
 
 
 def _joint_initial_value(values: list[Any]) -> Any:
@@ -352,8 +383,18 @@ def stems(names: Sequence[str]) -> dict[str, str]:
     }
 
 
-def common_name(names: Sequence[str]) -> tuple[str, tuple]:
+def crowded_names(names: Sequence[str]) -> set[str]:
+    """The names that several loops would get: theirs must be longer."""
+    kinds = stems(names)
+    loops = group_by(names, kinds.__getitem__)
+    counts = Counter(common_name(loop)[0] for loop in loops if len(loop) > 1)
+    return {base for base, count in counts.items() if count > 1}
+
+
+def common_name(names: Sequence[str], *, longest: bool = False) -> tuple[str, tuple]:
     """What names have in common, and what they differ in, as numbers if they are numbers.
+
+    Up to the last ``_``, where the rest is no number, or all of it if it is to be the `longest`.
 
     Examples
     --------
@@ -361,8 +402,10 @@ def common_name(names: Sequence[str]) -> tuple[str, tuple]:
     ('x', (0, 1, 10))
     >>> common_name(["north_rate", "south_rate"])
     ('rate', ('north', 'south'))
+    >>> common_name(["x_F01", "x_F02"]), common_name(["x_F01", "x_F02"], longest=True)
+    (('x', ('F01', 'F02')), ('x_F', (1, 2)))
     """
-    prefix = re.sub(r"(?<=_)[^_]*$|\d+$", "", commonprefix(names))
+    prefix = re.sub(r"\d+$" if longest else r"(?<=_)[^_]*$|\d+$", "", commonprefix(names))
     rest = [name[len(prefix) :] for name in names]
     if not all(name.isdigit() for name in rest) and not prefix.endswith(("_", "[", "(")):
         prefix, rest = "", list(names)
@@ -372,8 +415,9 @@ def common_name(names: Sequence[str]) -> tuple[str, tuple]:
     if not all(labels) or len(set(labels)) < len(labels):
         return "", tuple(names)
     base = prefix.rstrip("_") + suffix if suffix.startswith("_") else prefix + suffix
-    numbers = all(map(str.isdigit, labels))
-    return base.strip("_[]():. "), tuple(map(int, labels) if numbers else labels)
+    numbers = list(map(int, labels)) if all(map(str.isdigit, labels)) else []
+    are_numbers = len(set(numbers)) == len(labels)
+    return base.strip("_[]():. "), tuple(numbers if are_numbers else labels)
 
 
 def commonprefix(names: Sequence[str]) -> str:

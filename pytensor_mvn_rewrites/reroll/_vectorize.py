@@ -57,6 +57,8 @@ def vectorize(node: Apply, batched: list[Variable | None], count: int) -> list[V
             return node.outputs
         case ScalarFromTensor() | TensorFromScalar():
             return inputs
+        case Alloc() if is_of_known_shape(node.inputs[0], node.outputs[0].type.shape):
+            return inputs[:1]
         case CheckParameterValue():
             return [_check(node, inputs)]
         case Reshape() | Alloc() | SpecifyShape() if any(new is not None for new in batched[1:]):
@@ -79,6 +81,11 @@ def vectorize(node: Apply, batched: list[Variable | None], count: int) -> list[V
         # such as an op of PyMC's that is no tensor op, or a sum over an axis that is not there
         raise CannotBatch(f"{node.op} has no batched form: {error}") from error
     return list(outputs.outputs if isinstance(outputs, Apply) else outputs)
+
+
+def is_of_known_shape(var: Variable, shape: Sequence[int | None]) -> bool:
+    """Whether `var` has this shape, with no length unknown."""
+    return None not in shape and var.type.shape == shape
 
 
 def _has_fallback_only(op: Op) -> bool:

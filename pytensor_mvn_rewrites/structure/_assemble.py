@@ -6,7 +6,7 @@ import pytensor.tensor as pt
 from pytensor.graph.basic import Apply
 from pytensor.graph.rewriting.basic import copy_stack_trace
 
-from pytensor_mvn_rewrites.graph import Tensor
+from pytensor_mvn_rewrites.graph import Tensor, lengths_of
 from pytensor_mvn_rewrites.ops import MvNormalLogp
 
 
@@ -37,7 +37,7 @@ def broadcast_to_batch(var, like) -> Tensor:
     """`var` with the batch dimensions of `like`, where it has not got them already."""
     if var.type.broadcastable == like.type.broadcastable:
         return var
-    return pt.broadcast_to(var, like.shape)
+    return pt.broadcast_to(var, lengths_of(like))
 
 
 def outputs_like(node: Apply, outputs: list[Tensor]) -> list[Tensor] | None:

@@ -11,7 +11,7 @@ import pytensor_mvn_rewrites as mvn
 from pytensor_mvn_rewrites import fuse_model, unfuse
 from pytensor_mvn_rewrites.generative.fuse import _fusions, common_name
 from tests.harness import PIPELINE_MODE, REFERENCE_MODE, assert_close
-from tests.loop_models import LOOPS, ROWS, N, data, model_of, mvnormals, ragged_groups
+from tests.loop_models import LOOPS, ROWS, N, data, lkj_groups, model_of, mvnormals, ragged_groups
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Data in y_. contains missing values"),
@@ -23,7 +23,7 @@ FUSED = {
     "mvnormals": ["x"],
     "precisions_of_latent_scales": ["scale", "upper", "mean", "x"],
     "random_walk": [],
-    "lkj_groups": ["x"],
+    "lkj_groups": ["chol", "x"],
     "ragged_groups": ["mean", "x", "y"],
     "many_rows": ["x"],
     "discrete": ["z", "k", "y"],
@@ -138,7 +138,9 @@ def test_data_may_change(rng):
     np.testing.assert_allclose(got, expected, rtol=1e-12)
 
 
-@pytest.mark.parametrize("declare", [mvnormals, ragged_groups], ids=lambda d: d.__name__)
+@pytest.mark.parametrize(
+    "declare", [mvnormals, ragged_groups, lkj_groups], ids=lambda d: d.__name__
+)
 def test_predictive_and_back(declare):
     """`unfuse` takes the batch apart, exactly."""
     model = model_of(declare)
@@ -259,6 +261,101 @@ def test_observed_rows_of_one_shape():
             pm.MvNormal(f"x_{n}", mean, np.eye(2), observed=ROWS[n])
     fused = fuse_model(model)
     assert fused["x"].type.shape == (3, 4, 2)
+
+
+def test_loops_whose_names_begin_alike():
+    with pm.Model() as model:
+        s = pm.HalfNormal("s")
+        for n in range(3):
+            pm.Normal(f"x_F{n:02}", n, s)
+        for n in range(2):
+            pm.Normal(f"x_M{n + 5:02}", n, s)
+    fused = fuse_model(model)
+    assert {rv.name for rv in fused.free_RVs} == {"s", "x_F", "x_M"}
+    assert fused.coords["x_F_loop"] == (0, 1, 2)
+    assert fused.coords["x_M_loop"] == (5, 6)
+
+
+def the_same_generator(n):
+    rng = pytensor.shared(np.random.default_rng(1)) if n == 0 else GENERATOR[0]
+    GENERATOR[:] = [rng]
+    pm.Normal(f"x_{n}", 0, n + 1.0, rng=rng)
+
+
+GENERATOR: list = []
+LOG = pm.distributions.transforms.log
+
+#: One of a loop of five, and which of them are fused
+ODD = {
+    "another length": (lambda n: pm.Normal(f"x_{n}", 0, n + 1.0, shape=2 + (n == 3)), 4),
+    "another distribution": (
+        lambda n: (pm.Laplace if n == 3 else pm.Normal)(f"x_{n}", 0, n + 1.0),
+        4,
+    ),
+    "another transform": (
+        lambda n: pm.Normal(f"x_{n}", 0, 1.0 + n, **({"transform": LOG} if n == 3 else {})),
+        4,
+    ),
+    "one is observed": (
+        lambda n: pm.Normal(f"x_{n}", 0, 1.0 + n, observed=2.0 if n == 3 else None),
+        4,
+    ),
+    "one has an initial value": (
+        lambda n: pm.Normal(f"x_{n}", 0, 1.0 + n, initval=2.0 if n == 3 else None),
+        0,
+    ),
+    "one generator": (the_same_generator, 5),
+    "LKJ of another eta": (
+        lambda n: pm.LKJCholeskyCov(
+            f"x_{n}",
+            n=2,
+            eta=2.0 + (n == 3),
+            sd_dist=pm.HalfNormal.dist(1.0 + n),
+            compute_corr=False,
+        ),
+        0,
+    ),
+    "LKJ of another distribution": (
+        lambda n: pm.LKJCholeskyCov(
+            f"x_{n}",
+            n=2,
+            eta=2.0,
+            sd_dist=(pm.Exponential if n == 3 else pm.HalfNormal).dist(1.0 + n),
+            compute_corr=False,
+        ),
+        4,
+    ),
+    "LKJ of vectors": (
+        lambda n: pm.LKJCholeskyCov(
+            f"x_{n}",
+            n=2,
+            eta=2.0,
+            sd_dist=pm.HalfNormal.dist(np.array([1.0, 2.0 + n])),
+            compute_corr=False,
+        ),
+        5,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_what_is_odd_stays(name, rng):
+    """With its name and its density; the others are one variable."""
+    with pm.Model() as model:
+        for n in range(5):
+            ODD[name][0](n)
+    fused = fuse_model(model)
+    members = [name for fusion in _fusions[fused].values() for name in fusion.names]
+    assert len(members) == ODD[name][1]
+    assert "x_3" not in members or len(members) == 5
+    point = point_of(model, rng)
+    expected = terms(model, point)
+    got = terms(fused, fused_point(model, fused, point))
+    np.testing.assert_allclose(
+        sum(value.sum() for value in got.values()),
+        sum(value.sum() for value in expected.values()),
+        rtol=1e-12,
+    )
 
 
 #: One member of a loop of which PyMC has no batch

@@ -7,7 +7,8 @@ from pytensor.tensor.basic import Join, MakeVector
 from pytensor.tensor.subtensor import AdvancedSubtensor
 
 import pytensor_mvn_rewrites as mvn
-from pytensor_mvn_rewrites.lower.slices import join_slices
+from pytensor_mvn_rewrites.lower.slices import join_at_once, join_slices
+from pytensor_mvn_rewrites.ops import inv_quad_logdet
 from tests.harness import (
     PIPELINE_MODE,
     REFERENCE_MODE,
@@ -168,3 +169,21 @@ def test_slices_that_a_short_vector_clips(length):
     fn = compiled(pt.join(0, V[0:3], V[5:10]), [V])
     x = np.linspace(-1, 1, length)
     np.testing.assert_allclose(fn(x)[0], np.exp([*x[0:3], *x[5:10]]))
+
+
+def test_point_and_gradient_before_all_other_rewrites():
+    """The graph is one of a batch when PyTensor's first rewrite looks at it."""
+    n, point = 20, pt.vector("point", shape=(60,))
+    values = [point[3 * i : 3 * i + 3].reshape((3,)) for i in range(n)]
+    x = pt.join(0, *values).reshape((n, 3))
+    quaddist, *_ = inv_quad_logdet(x, np.broadcast_to(np.eye(3), (n, 3, 3)).copy())
+    gradient = pt.join(0, *[grad.ravel() for grad in pt.grad(quaddist.sum(), values)])
+    fgraph = FunctionGraph([point], [gradient], clone=False)
+    assert len(fgraph.apply_nodes) > 3 * n
+    join_at_once(fgraph)
+    assert len(fgraph.apply_nodes) < 20
+    assert count(fgraph, Join) == 0
+    numbers = np.arange(60.0)
+    np.testing.assert_allclose(
+        pytensor.function([point], fgraph.outputs[0], mode=REFERENCE_MODE)(numbers), 2 * numbers
+    )
