@@ -22,18 +22,10 @@ from pytensor_mvn_rewrites.lower._groups import RowGroups, find_row_groups
 from pytensor_mvn_rewrites.lower._lowered import LoweredOp, compiles_for
 from pytensor_mvn_rewrites.lower._pairs import core_sizes, find_pairs
 from pytensor_mvn_rewrites.ops import (
-    DecomposedKroneckerQuadLogdet,
-    DecomposedKroneckerQuadLogdetPullback,
-    DecomposedLowRankQuadLogdet,
-    DecomposedLowRankQuadLogdetPullback,
-    FiniteEigh,
     InvQuadLogdet,
     InvQuadLogdetPullback,
-    LowRankFactorization,
     MvNormalLogp,
     MvNormalLogpPullback,
-    Whiten,
-    WhitenPullback,
 )
 from pytensor_mvn_rewrites.ops.gaussian import GaussianOp, KernelOp, PullbackOp, sum_to_type
 from pytensor_mvn_rewrites.pipeline import lower
@@ -238,18 +230,6 @@ class NumbaInvQuadLogdet(NumbaGaussianOp):
 
 LOWERED_OPS: tuple[type[NumbaGaussianOp], ...] = (NumbaMvNormalLogp, NumbaInvQuadLogdet)
 
-#: Ops that have a kernel for one covariance, which rows may share
-STRUCTURED_OPS = (
-    FiniteEigh,
-    DecomposedKroneckerQuadLogdet,
-    DecomposedKroneckerQuadLogdetPullback,
-    LowRankFactorization,
-    DecomposedLowRankQuadLogdet,
-    DecomposedLowRankQuadLogdetPullback,
-    Whiten,
-    WhitenPullback,
-)
-
 
 @lower("numba")
 def lower_to_numba(fgraph):
@@ -278,9 +258,9 @@ def lower_to_numba(fgraph):
 
 
 def has_kernel(node: Apply) -> bool:
-    """Whether the kernel of one of the `STRUCTURED_OPS` covers a node.
+    """Whether a kernel of structured covariances covers a node.
 
-    It does double precision, and batch dimensions of vectors only: at most one, that of delta.
+    They do double precision, and batch dimensions of vectors only: at most one, that of delta.
     """
     core_ndims = node.op.core_ndims  # type: ignore[attr-defined]
     batches = [

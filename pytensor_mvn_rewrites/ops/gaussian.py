@@ -22,6 +22,7 @@ from weakref import WeakValueDictionary
 
 import pytensor
 import pytensor.tensor as pt
+from pytensor.compile.mode import Mode
 from pytensor.gradient import DisconnectedType, disconnected_type
 from pytensor.graph.basic import Variable
 from pytensor.tensor.symbolic import TensorSymbolicOp
@@ -192,6 +193,10 @@ class FusedOp(TensorSymbolicOp):
         """Number of batch dimensions that the inputs have together."""
         return max(t.ndim - core for t, core in zip(self.input_types, self.core_ndims, strict=True))
 
+    def link_mode(self, impl):
+        """What is folded, being constant, is evaluated once: not worth compiling anything."""
+        return Mode("py", optimizer=None) if impl == "py" else super().link_mode(impl)
+
     def batch_shape(self, node, shapes) -> list:
         """The joint batch shape, given the shapes of the inputs."""
         batch = []
@@ -248,12 +253,19 @@ class GaussianOp(FusedOp):
 class QuadLogdetOp(GaussianOp):
     """Base of the ops whose outputs are quaddist, half_logdet and posdef; the first input is delta.
 
-    Subclasses give the op of their closed-form gradient.
+    Subclasses give the op of their closed-form gradient. Their last inputs may be a decomposition
+    of others, from which op and gradient take the numbers: it is computed once for both. The
+    gradient is that for what is decomposed, and none is taken of the decomposition.
     """
 
     def pullback_op(self) -> "GaussianPullbackOp":
         """The gradient, from the inputs and the cotangents of quaddist and half_logdet."""
         raise NotImplementedError
+
+    @property
+    def n_parts(self) -> int:
+        """Number of inputs that are not of a decomposition."""
+        return len(self.pullback_op().out_core_ndims)
 
     def pullback(self, inputs, outputs, output_grads):
         """Closed form; a disconnected half counts as zero."""
@@ -263,11 +275,16 @@ class QuadLogdetOp(GaussianOp):
         d_delta, *others = self.pullback_op()(*inputs, *cotangents, return_list=True)
         if isinstance(output_grads[0].type, DisconnectedType):
             d_delta = disconnected_type()
-        return [d_delta, *others]
+        return [d_delta, *others, *(disconnected_type() for _ in inputs[self.n_parts :])]
 
     def connection_pattern(self, node):
         """`half_logdet` does not depend on `delta`; `posdef` is not differentiable."""
-        return [[True, False, False], *[[True, True, False]] * (len(node.inputs) - 1)]
+        n_parts = self.n_parts
+        return [
+            [True, False, False],
+            *[[True, True, False]] * (n_parts - 1),
+            *[[False] * 3] * (len(node.inputs) - n_parts),
+        ]
 
 
 def connected_cotangents(outputs, output_grads) -> list[Variable] | None:
@@ -285,7 +302,8 @@ class PullbackOp(FusedOp):
     """Base of the pullbacks: gradients have the shapes of the forward op's inputs.
 
     The joint batch is summed over the dimensions along which an input was broadcast.
-    The inputs are those of the forward op followed by one cotangent for each differentiable output.
+    The inputs are those of the forward op followed by one cotangent for each differentiable output;
+    the first ones are those that have gradients.
     """
 
     forward_core_ndims = _CoreNdims(outputs=True)

@@ -7,7 +7,6 @@ from pytensor_mvn_rewrites.ops.eigen import length
 from pytensor_mvn_rewrites.ops.gaussian import (
     GaussianPullbackOp,
     KernelOp,
-    PullbackOp,
     QuadLogdetOp,
 )
 
@@ -57,8 +56,10 @@ def times(matrix, vectors):
     return (matrix @ vectors[..., None])[..., 0]
 
 
-class LowRankQuadLogdet(QuadLogdetOp):
-    r"""Quadratic form and half log-determinant, signature ``(n),(n,k),(n)->(),(),()``.
+class LowRankQuadLogdet(KernelOp, QuadLogdetOp):
+    r"""Quadratic form and half log-determinant of a low rank plus a diagonal.
+
+    Signature ``(n),(n,k),(n),(n),(n,k),(k,k),(k)->(),(),()``,
 
     .. math:: q = \delta^\top \Sigma^{-1} \delta, \qquad h = \tfrac12 \log|\Sigma|, \qquad
               \Sigma = W W^\top + D
@@ -73,61 +74,16 @@ class LowRankQuadLogdet(QuadLogdetOp):
 
     Inputs
         delta : float, shape (..., n); factor : float, shape (..., n, k);
-        diag : float, shape (..., n).
+        diag : float, shape (..., n); root, Q, inv_R, diag_R : their factorization.
 
     Outputs
         quaddist, half_logdet : float, shape (...), NaN unless all entries of `diag` are positive;
         posdef : bool, shape (...).
     """
 
-    signature = "(n),(n,k),(n)->(),(),()"
+    signature = "(n),(n,k),(n),(n),(n,k),(k,k),(k)->(),(),()"
 
-    def build_inner_graph(self, delta, factor, diag):
-        """The formula, in plain PyTensor."""
-        decomposed = LowRankFactorization()(factor, diag, return_list=True)
-        return DecomposedLowRankQuadLogdet()(delta, *decomposed, return_list=True)
-
-    def pullback_op(self):
-        """Closed form."""
-        return LowRankQuadLogdetPullback()
-
-
-class LowRankQuadLogdetPullback(GaussianPullbackOp):
-    r"""Gradient of :class:`LowRankQuadLogdet`: ``(n),(n,k),(n),(),()->(n),(n,k),(n)``.
-
-    With :math:`a = \Sigma^{-1} \delta = D^{-1/2} (z - Q Q^\top z)`, :math:`u = W^\top a =
-    R^{-1} Q^\top z` and the cotangents :math:`\bar q, \bar h`,
-
-    .. math::
-
-        \bar\delta &= 2 \bar q\, a \\
-        \bar W &= -2 \bar q\, a u^\top + \bar h\, \Sigma^{-1} W, \qquad
-                  \Sigma^{-1} W = D^{-1/2} Q R^{-\top} \\
-        \bar d_i &= -\bar q\, a_i^2 + \tfrac12 \bar h\, (\Sigma^{-1})_{ii}, \qquad
-                    (\Sigma^{-1})_{ii} = (1 - \textstyle\sum_j Q_{ij}^2) / d_i
-    """
-
-    signature = "(n),(n,k),(n),(),()->(n),(n,k),(n)"
-
-    def build_inner_graph(self, delta, factor, diag, g_quad, g_half_logdet):
-        """The formulas, in plain PyTensor."""
-        root, Q, inv_R, _ = LowRankFactorization()(factor, diag, return_list=True)
-        inputs = (delta, factor, diag, root, Q, inv_R, g_quad, g_half_logdet)
-        return DecomposedLowRankQuadLogdetPullback()(*inputs, return_list=True)
-
-
-class DecomposedLowRankQuadLogdet(KernelOp):
-    """:class:`LowRankQuadLogdet` after its factorization.
-
-    Signature ``(n),(n),(n,k),(k,k),(k)->(),(),()``: delta, then the outputs of
-    :class:`LowRankFactorization`. The formula of that op holds this one, so that its gradient
-    shares the factorization.
-    """
-
-    __props__ = ()
-    signature = "(n),(n),(n,k),(k,k),(k)->(),(),()"
-
-    def build_inner_graph(self, delta, root, Q, inv_R, diag_R):
+    def build_inner_graph(self, delta, factor, diag, root, Q, inv_R, diag_R):
         """The formula, in plain PyTensor."""
         z = delta / root
         c = times(Q.mT, z)
@@ -140,18 +96,32 @@ class DecomposedLowRankQuadLogdet(KernelOp):
             pt.broadcast_to(posdef, quaddist.shape),
         ]
 
+    def pullback_op(self):
+        """Closed form."""
+        return LowRankQuadLogdetPullback()
 
-class DecomposedLowRankQuadLogdetPullback(KernelOp, PullbackOp):
-    """:class:`LowRankQuadLogdetPullback` after the factorization.
 
-    Signature ``(n),(n,k),(n),(n),(n,k),(k,k),(),()->(n),(n,k),(n)``.
+class LowRankQuadLogdetPullback(KernelOp, GaussianPullbackOp):
+    r"""Gradient of :class:`LowRankQuadLogdet`.
+
+    Signature ``(n),(n,k),(n),(n),(n,k),(k,k),(k),(),()->(n),(n,k),(n)``. With
+    :math:`a = \Sigma^{-1} \delta = D^{-1/2} (z - Q Q^\top z)`, :math:`u = W^\top a =
+    R^{-1} Q^\top z` and the cotangents :math:`\bar q, \bar h`,
+
+    .. math::
+
+        \bar\delta &= 2 \bar q\, a \\
+        \bar W &= -2 \bar q\, a u^\top + \bar h\, \Sigma^{-1} W, \qquad
+                  \Sigma^{-1} W = D^{-1/2} Q R^{-\top} \\
+        \bar d_i &= -\bar q\, a_i^2 + \tfrac12 \bar h\, (\Sigma^{-1})_{ii}, \qquad
+                    (\Sigma^{-1})_{ii} = (1 - \textstyle\sum_j Q_{ij}^2) / d_i
     """
 
-    __props__ = ()
-    signature = "(n),(n,k),(n),(n),(n,k),(k,k),(),()->(n),(n,k),(n)"
+    signature = "(n),(n,k),(n),(n),(n,k),(k,k),(k),(),()->(n),(n,k),(n)"
 
-    def build_inner_graph(self, delta, factor, diag, root, Q, inv_R, g_quad, g_half_logdet):
+    def build_inner_graph(self, *inputs):
         """The formulas, in plain PyTensor."""
+        delta, factor, diag, root, Q, inv_R, _, g_quad, g_half_logdet = inputs
         z = delta / root
         c = times(Q.mT, z)
         a, u = (z - times(Q, c)) / root, times(inv_R, c)
@@ -182,4 +152,5 @@ def low_rank_quad_logdet(delta, factor, diag):
     ValueError
         If an input has too few dimensions.
     """
-    return LowRankQuadLogdet()(delta, factor, diag, return_list=True)
+    factorization = LowRankFactorization()(factor, diag, return_list=True)
+    return LowRankQuadLogdet()(delta, factor, diag, *factorization, return_list=True)
