@@ -14,7 +14,7 @@ import pytensor.tensor as pt
 from pytensor.gradient import DisconnectedType, disconnected_type, pullback
 from pytensor.graph.replace import clone_replace
 
-from pytensor_mvn_rewrites.ops.gaussian import GaussianPullbackOp, KernelOp
+from pytensor_mvn_rewrites.ops.gaussian import GaussianPullbackOp, KernelOp, nan_unless
 
 
 class FiniteEigh(KernelOp):
@@ -34,12 +34,11 @@ class FiniteEigh(KernelOp):
     def build_inner_graph(self, matrix):
         """LAPACK on the finite ones."""
         finite = pt.isfinite(matrix).all(axis=(-2, -1))
-        nan = np.asarray(np.nan, dtype=matrix.type.dtype)
         zero = np.asarray(0, dtype=matrix.type.dtype)
         eigenvalues, eigenvectors = pt.linalg.eigh(
             pt.switch(finite[..., None, None], matrix, zero), driver="evd"
         )
-        return [pt.switch(finite[..., None], eigenvalues, nan), eigenvectors]
+        return [nan_unless(finite[..., None], eigenvalues), eigenvectors]
 
 
 def eigh(matrix):

@@ -4,7 +4,13 @@ import numpy as np
 import pytensor.tensor as pt
 
 from pytensor_mvn_rewrites.ops.eigen import EigenPullbackOp, SharedRows, eigh
-from pytensor_mvn_rewrites.ops.gaussian import QuadLogdetOp, fold_lower
+from pytensor_mvn_rewrites.ops.gaussian import (
+    QuadLogdetOp,
+    fold_lower,
+    is_pullback_of,
+    nan_unless,
+    of_one_batch,
+)
 from pytensor_mvn_rewrites.ops.quadlogdet import inv_quad_logdet
 
 
@@ -29,6 +35,7 @@ class ExpmQuadLogdet(QuadLogdetOp):
     """
 
     signature = "(n),(),(n,n),(n),(n,n)->(),(),()"
+    is_inlined = True
 
     def __str__(self):
         return type(self).__name__
@@ -41,17 +48,10 @@ class ExpmQuadLogdet(QuadLogdetOp):
         quaddist = delta.unfold((rotated**2 / spectrum[..., None, :]).sum(axis=-1), 0)
         half_logdet = 0.5 * pt.log(spectrum).sum(axis=-1)
         posdef = (spectrum > 0).all(axis=-1)
-        return [
-            quaddist,
-            pt.broadcast_to(half_logdet, quaddist.shape),
-            pt.broadcast_to(posdef, quaddist.shape),
-        ]
-
-    def pullback_op(self):
-        """Closed form, as one op that is differentiable in turn."""
-        return ExpmQuadLogdetPullback()
+        return of_one_batch(quaddist, half_logdet, posdef)
 
 
+@is_pullback_of(ExpmQuadLogdet)
 class ExpmQuadLogdetPullback(EigenPullbackOp):
     r"""Gradient of :class:`ExpmQuadLogdet`: ``(n),(),(n,n),(n),(n,n),(),()->(n),(),(n,n)``.
 
@@ -74,6 +74,7 @@ class ExpmQuadLogdetPullback(EigenPullbackOp):
     """
 
     signature = "(n),(),(n,n),(n),(n,n),(),()->(n),(),(n,n)"
+    is_inlined = True
 
     __str__ = ExpmQuadLogdet.__str__
 
@@ -106,8 +107,7 @@ class ExpmQuadLogdetPullback(EigenPullbackOp):
 def noisy_spectrum(noise, eigenvalues):
     """Eigenvalues of the sum, NaN unless all are positive, given those of X."""
     spectrum = pt.exp(eigenvalues) + noise[..., None]
-    nan = np.asarray(np.nan, dtype=spectrum.type.dtype)
-    return pt.switch((spectrum > 0).all(axis=-1, keepdims=True), spectrum, nan)
+    return nan_unless((spectrum > 0).all(axis=-1, keepdims=True), spectrum)
 
 
 def divided_differences_of_exp(x):

@@ -7,7 +7,15 @@ import numpy as np
 import pytensor.tensor as pt
 
 from pytensor_mvn_rewrites.ops.eigen import EigenPullbackOp, SharedRows, eigh, length, lengths
-from pytensor_mvn_rewrites.ops.gaussian import GaussianOp, KernelOp, QuadLogdetOp, fold_lower
+from pytensor_mvn_rewrites.ops.gaussian import (
+    GaussianOp,
+    KernelOp,
+    QuadLogdetOp,
+    fold_lower,
+    is_pullback_of,
+    nan_unless,
+    of_one_batch,
+)
 from pytensor_mvn_rewrites.ops.quadlogdet import inv_quad_logdet
 
 
@@ -15,6 +23,7 @@ class KroneckerOp(KernelOp, GaussianOp):
     """Base of the ops of Kronecker factors, of which there may be any number."""
 
     __props__ = ("n_factors",)
+    is_inlined = True
     n_factors: int
 
     def __str__(self):
@@ -76,11 +85,8 @@ class NoisyKroneckerQuadLogdet(KroneckerOp, QuadLogdetOp):
         delta, noise, *_ = inputs
         return quad_logdet_of_eigendecompositions(delta, noise, *self.eigendecompositions(inputs))
 
-    def pullback_op(self):
-        """Closed form."""
-        return NoisyKroneckerQuadLogdetPullback(n_factors=self.n_factors)
 
-
+@is_pullback_of(NoisyKroneckerQuadLogdet)
 class NoisyKroneckerQuadLogdetPullback(KroneckerOp, EigenPullbackOp):
     r"""Gradient of :class:`NoisyKroneckerQuadLogdet`.
 
@@ -153,11 +159,7 @@ def quad_logdet_of_eigendecompositions(delta, noise, eigenvalues: Sequence, eige
     rotated = rows_times_kron(delta.rows, eigenvectors)
     quaddist = delta.unfold((rotated**2 / spectrum[..., :, None]).sum(axis=-2), 0)
     half_logdet = 0.5 * pt.log(spectrum).sum(axis=-1)
-    return [
-        quaddist,
-        pt.broadcast_to(half_logdet, quaddist.shape),
-        pt.broadcast_to(posdef, quaddist.shape),
-    ]
+    return of_one_batch(quaddist, half_logdet, posdef)
 
 
 def batch_ndim(noise, factors: Sequence) -> int:
@@ -182,8 +184,7 @@ def noisy_spectrum(eigenvalues: Sequence, noise):
     size = reduce(pt.maximum, [values.shape[-1] for values in eigenvalues])
     threshold = eps * size.astype(spectrum.dtype) * abs(spectrum).max(axis=-1, keepdims=True)
     posdef = (spectrum > threshold).all(axis=-1)
-    nan = np.asarray(np.nan, dtype=spectrum.type.dtype)
-    return pt.switch(posdef[..., None], spectrum, nan), posdef
+    return nan_unless(posdef[..., None], spectrum), posdef
 
 
 def rows_times_kron(rows, matrices: Sequence):

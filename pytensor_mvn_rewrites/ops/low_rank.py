@@ -1,6 +1,5 @@
 """``LowRankQuadLogdet``: quadratic form and log-determinant of a low rank plus a diagonal."""
 
-import numpy as np
 import pytensor.tensor as pt
 
 from pytensor_mvn_rewrites.ops.eigen import length
@@ -8,6 +7,9 @@ from pytensor_mvn_rewrites.ops.gaussian import (
     GaussianPullbackOp,
     KernelOp,
     QuadLogdetOp,
+    is_pullback_of,
+    nan_unless,
+    of_one_batch,
 )
 
 
@@ -33,7 +35,7 @@ class LowRankFactorization(KernelOp):
 
     def build_inner_graph(self, factor, diag):
         """The factorization, in plain PyTensor."""
-        root = pt.sqrt(pt.switch(diag > 0, diag, np.asarray(np.nan, dtype=diag.type.dtype)))
+        root = pt.sqrt(nan_unless(diag > 0, diag))
         V = factor / root[..., None]
         n, k = length(V, -2), length(V)
         eye = pt.eye(k, dtype=V.type.dtype)
@@ -82,6 +84,7 @@ class LowRankQuadLogdet(KernelOp, QuadLogdetOp):
     """
 
     signature = "(n),(n,k),(n),(n),(n,k),(k,k),(k)->(),(),()"
+    is_inlined = True
 
     def build_inner_graph(self, delta, factor, diag, root, Q, inv_R, diag_R):
         """The formula, in plain PyTensor."""
@@ -90,17 +93,10 @@ class LowRankQuadLogdet(KernelOp, QuadLogdetOp):
         quaddist = ((z - times(Q, c)) ** 2).sum(axis=-1) + (times(inv_R, c) ** 2).sum(axis=-1)
         half_logdet = pt.log(root).sum(axis=-1) + pt.log(diag_R).sum(axis=-1)
         posdef = pt.all(root > 0, axis=-1) & pt.all(diag_R > 0, axis=-1)
-        return [
-            quaddist,
-            pt.broadcast_to(half_logdet, quaddist.shape),
-            pt.broadcast_to(posdef, quaddist.shape),
-        ]
-
-    def pullback_op(self):
-        """Closed form."""
-        return LowRankQuadLogdetPullback()
+        return of_one_batch(quaddist, half_logdet, posdef)
 
 
+@is_pullback_of(LowRankQuadLogdet)
 class LowRankQuadLogdetPullback(KernelOp, GaussianPullbackOp):
     r"""Gradient of :class:`LowRankQuadLogdet`.
 
@@ -118,6 +114,7 @@ class LowRankQuadLogdetPullback(KernelOp, GaussianPullbackOp):
     """
 
     signature = "(n),(n,k),(n),(n),(n,k),(k,k),(k),(),()->(n),(n,k),(n)"
+    is_inlined = True
 
     def build_inner_graph(self, *inputs):
         """The formulas, in plain PyTensor."""
