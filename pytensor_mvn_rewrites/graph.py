@@ -100,7 +100,7 @@ def positions_of(index, length: int | None = None) -> np.ndarray | None:
 def reduced_axes(node: Apply[CAReduce]) -> tuple[int, ...]:
     """Axes over which a reduction such as `Sum` or `All` runs."""
     axis = node.op.axis
-    return tuple(range(node.inputs[0].type.ndim)) if axis is None else tuple(axis)
+    return tuple(range(node.inputs[0].type.ndim)) if axis is None else tuple(sorted(axis))
 
 
 def is_core_diagonal(node: Apply) -> bool:

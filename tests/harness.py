@@ -128,7 +128,6 @@ def assert_rewrites_to(
     *,
     wrt: Sequence[Variable] | None = None,
     condition: float = 1.0,
-    pipeline: bool = True,
 ) -> None:
     """The rule fires, gives exactly `expected`, and changes no number.
 
@@ -145,8 +144,6 @@ def assert_rewrites_to(
         Inputs of the gradient check; all float inputs by default.
     condition : float
         Condition number of the worst matrix, for the tolerances.
-    pipeline : bool
-        Check also that the ops are there in a function compiled with all rewrites.
     """
     graph, expected = _as_list(graph), _as_list(expected)
     dtype = float_dtype(graph)
@@ -161,12 +158,11 @@ def assert_rewrites_to(
 
     assert_same_numbers(graph, new, values, wrt=wrt, condition=condition)
 
-    if pipeline:
-        fn = pytensor.function(list(values), graph, mode=PIPELINE_MODE, on_unused_input="ignore")
-        assert our_ops(fn.maker.fgraph) == our_ops(by_hand)
-        reference = evaluate(graph, values)
-        for got, want in zip(fn(*values.values()), reference, strict=True):
-            assert_close(got, want, "value", dtype, condition)
+    # the ops are there in a function compiled with all rewrites
+    fn = pytensor.function(list(values), graph, mode=PIPELINE_MODE, on_unused_input="ignore")
+    assert our_ops(fn.maker.fgraph) == our_ops(by_hand)
+    for got, want in zip(fn(*values.values()), evaluate(graph, values), strict=True):
+        assert_close(got, want, "value", dtype, condition)
 
 
 def assert_declines(graph, values: Mapping[Variable, object] | None = None) -> None:

@@ -87,9 +87,7 @@ def find_row_groups(
     if found is None:
         return groups_of_means(fgraph, inputs, core_ndims, gradients)
     batch, index = found
-    length = batch.type.shape[0]
-    has_rows = [inp for inp, core in zip(inputs, core_ndims, strict=True) if inp.type.ndim > core]
-    n_rows = max(inp.type.shape[0] or 0 for inp in (*has_rows, index))
+    length, n_rows = batch.type.shape[0], known_rows(inputs, core_ndims, index)
     is_medium = (inputs[matrix].type.shape[-1] or 0) >= MEDIUM_N
     min_rows = MIN_ROWS_MEDIUM if is_medium else MIN_ROWS
     if n_rows and length is not None and n_rows < min_rows * length:
@@ -122,8 +120,7 @@ def groups_of_means(fgraph, inputs, core_ndims, gradients) -> RowGroups | None:
     if core_ndims[position] != 1 or batch.type.ndim != 2:
         return None
     n_groups, n = batch.type.shape
-    has_rows = [inp for inp, core in zip(inputs, core_ndims, strict=True) if inp.type.ndim > core]
-    n_rows = max(inp.type.shape[0] or 0 for inp in (*has_rows, index))
+    n_rows = known_rows(inputs, core_ndims, index)
     if not n_groups or not n or n > MAX_N_SHARED:
         return None
     if n_rows and n_rows < MIN_ROWS_SHARED * n_groups:
@@ -136,6 +133,12 @@ def groups_of_means(fgraph, inputs, core_ndims, gradients) -> RowGroups | None:
         scatters[position] = scatter
     repeated: Tensor = pt.alloc(inputs[matrix], n_groups, n, n)
     return RowGroups(index, {position: batch, matrix: repeated}, scatters, shared=matrix)
+
+
+def known_rows(inputs, core_ndims, index) -> int:
+    """The number of rows, 0 where it is not known."""
+    has_rows = [inp for inp, core in zip(inputs, core_ndims, strict=True) if inp.type.ndim > core]
+    return max(inp.type.shape[0] or 0 for inp in (*has_rows, index))
 
 
 def gathered_rows(var: Variable) -> tuple[Variable, Variable] | None:

@@ -4,59 +4,46 @@ A density and its pullback on the same inputs need the same factorization. One l
 computes it once.
 """
 
-from collections.abc import Iterable, Iterator
-from typing import Protocol
+from collections.abc import Collection, Iterator
 
 import numpy as np
 from pytensor.graph.basic import Apply, Variable
 
-from pytensor_mvn_rewrites.ops.gaussian import GaussianOp
+from pytensor_mvn_rewrites.ops.gaussian import DensityOp
 
 #: Kinds of dtypes that kernels accept, as NumPy's ``dtype.kind``
 REAL_KINDS = "biuf"
 
 
-class Family(Protocol):
-    """An op and its pullback."""
-
-    @property
-    def forward_op(self) -> type[GaussianOp]: ...
-
-    @property
-    def pullback_op(self) -> type[GaussianOp]: ...
-
-
-def find_pairs[F: Family](
-    fgraph, families: Iterable[F]
-) -> Iterator[tuple[F, Apply | None, Apply | None]]:
-    """Yield (family, forward node or None, pullback node or None), forward nodes paired first.
+def find_pairs(
+    fgraph, ops: Collection[type[DensityOp]]
+) -> Iterator[tuple[type[DensityOp], Apply | None, Apply | None]]:
+    """Yield (op, forward node or None, pullback node or None), forward nodes paired first.
 
     Nodes are paired when their forward inputs are the same variables and no cycle arises.
 
     Parameters
     ----------
     fgraph : FunctionGraph
-    families : iterable of Family
-        What the backend can lower.
+    ops : collection of type
+        What the backend can lower, together with their pullbacks.
     """
-    family_of = {
-        op: family for family in families for op in (family.forward_op, family.pullback_op)
-    }
-    nodes = [node for node in fgraph.toposort() if type(node.op) in family_of]
+    density_of = {op.pullback_type: op for op in ops}
+    nodes = [node for node in fgraph.toposort() if type(node.op) in {*ops, *density_of}]
+    nodes = [node for node in nodes if is_lowerable(node)]
     forwards: dict[tuple, Apply] = {}
     for node in nodes:
-        family = family_of[type(node.op)]
-        if isinstance(node.op, family.forward_op) and is_lowerable(node):
-            forwards.setdefault((family, node.op.param, *node.inputs), node)
+        if type(node.op) in ops:
+            forwards.setdefault((type(node.op), node.op.param, *node.inputs), node)
 
     # a merged forward node also waits for the cotangents of its pullback
     waits_for: dict[Apply, list[Variable]] = {}
     for node in nodes:
-        family = family_of[type(node.op)]
-        if isinstance(node.op, family.forward_op) or not is_lowerable(node):
+        if type(node.op) in ops:
             continue
-        n_forward = len(family.forward_op.core_ndims)
-        key = (family, node.op.param, *node.inputs[:n_forward])
+        density = density_of[type(node.op)]
+        n_forward = len(density.core_ndims)
+        key = (density, node.op.param, *node.inputs[:n_forward])
         forward, cotangents = forwards.get(key), node.inputs[n_forward:]
         if forward in waits_for or (
             forward is not None and depends_on(cotangents, forward, waits_for)
@@ -64,11 +51,10 @@ def find_pairs[F: Family](
             forward = None
         if forward is not None:
             waits_for[forward] = cotangents
-        yield family, forward, node
+        yield density, forward, node
     for node in nodes:
-        family = family_of[type(node.op)]
-        if isinstance(node.op, family.forward_op) and node not in waits_for and is_lowerable(node):
-            yield family, node, None
+        if type(node.op) in ops and node not in waits_for:
+            yield type(node.op), node, None
 
 
 def depends_on(variables, node: Apply, waits_for: dict[Apply, list[Variable]]) -> bool:

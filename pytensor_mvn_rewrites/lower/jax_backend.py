@@ -4,36 +4,14 @@ This module holds the rewrite and the lowered op, and does not import JAX: the i
 ``lower.jax`` loads when the rewrite finds something to lower.
 """
 
-from dataclasses import dataclass
-
 from pytensor.graph.basic import Apply
 from pytensor.link.jax.linker import JAXLinker
 
 from pytensor_mvn_rewrites.lower._lowered import LoweredOp, compiles_for
 from pytensor_mvn_rewrites.lower._pairs import find_pairs
-from pytensor_mvn_rewrites.ops import (
-    InvQuadLogdet,
-    InvQuadLogdetPullback,
-    MvNormalLogp,
-    MvNormalLogpPullback,
-)
+from pytensor_mvn_rewrites.ops import InvQuadLogdet, MvNormalLogp
 from pytensor_mvn_rewrites.ops.gaussian import GaussianOp
 from pytensor_mvn_rewrites.pipeline import lower
-
-
-@dataclass(frozen=True)
-class Family:
-    """An op and its pullback."""
-
-    forward_op: type[GaussianOp]
-    pullback_op: type[GaussianOp]
-
-
-#: The ops that have a JAX implementation
-FAMILIES = (
-    Family(MvNormalLogp, MvNormalLogpPullback),
-    Family(InvQuadLogdet, InvQuadLogdetPullback),
-)
 
 
 class JaxGaussianOp(LoweredOp):
@@ -99,8 +77,8 @@ def lower_to_jax(fgraph):
     """
     if not compiles_for(fgraph, JAXLinker):
         return
-    for _, *group in list(find_pairs(fgraph, FAMILIES)):
-        nodes = [node for node in group if node is not None]
+    for _, *pair in list(find_pairs(fgraph, (MvNormalLogp, InvQuadLogdet))):
+        nodes = [node for node in pair if node is not None]
         op = JaxGaussianOp(
             references=tuple(type(node.op) for node in nodes), param=nodes[0].op.param
         )

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytensor.tensor as pt
+from pytensor.compile.rewriting import inline_ofg_node
 from pytensor.graph.basic import Apply, Constant, Variable
+from pytensor.graph.rewriting.basic import MergeOptimizer
 from pytensor.link.numba.linker import NumbaLinker
 from pytensor.raise_op import CheckAndRaise
 from pytensor.scalar.basic import Cast
@@ -21,21 +23,8 @@ from pytensor_mvn_rewrites.graph import Tensor
 from pytensor_mvn_rewrites.lower._groups import RowGroups, find_row_groups
 from pytensor_mvn_rewrites.lower._lowered import LoweredOp, compiles_for
 from pytensor_mvn_rewrites.lower._pairs import core_sizes, find_pairs
-from pytensor_mvn_rewrites.ops import (
-    DecomposedKroneckerQuadLogdet,
-    DecomposedKroneckerQuadLogdetPullback,
-    DecomposedLowRankQuadLogdet,
-    DecomposedLowRankQuadLogdetPullback,
-    FiniteEigh,
-    InvQuadLogdet,
-    InvQuadLogdetPullback,
-    LowRankFactorization,
-    MvNormalLogp,
-    MvNormalLogpPullback,
-    Whiten,
-    WhitenPullback,
-)
-from pytensor_mvn_rewrites.ops.gaussian import GaussianOp, KernelOp, PullbackOp, sum_to_type
+from pytensor_mvn_rewrites.ops import InvQuadLogdet, MvNormalLogp
+from pytensor_mvn_rewrites.ops.gaussian import DensityOp, FusedOp, KernelOp, PullbackOp, sum_to_type
 from pytensor_mvn_rewrites.pipeline import lower
 
 
@@ -121,9 +110,8 @@ class NumbaGaussianOp(LoweredOp):
     __props__ = ("param", "outputs", "n", "layout")
     backend = "pytensor_mvn_rewrites.lower.numba"
 
-    #: The ops that this one stands for
-    forward_op: type[GaussianOp]
-    pullback_op: type[GaussianOp]
+    #: The op that this one stands for, with its pullback
+    forward_op: type[DensityOp]
     forward_outputs: tuple[str, ...]
     gradient_outputs: tuple[str, ...]
     #: Sums over the batch, which take the place of a forward output
@@ -168,7 +156,7 @@ class NumbaGaussianOp(LoweredOp):
         )
         named |= self.reference_sums(named)
         if self.has_gradient:
-            grads = self.pullback_op(param=self.param)(*own, return_list=True)
+            grads = self.forward_op.pullback_type(param=self.param)(*own, return_list=True)
             if self.layout.is_grouped:
                 grads = [
                     pt.zeros_like(inp)[index].inc(grad) if "M" in axes else grad
@@ -213,7 +201,6 @@ class NumbaMvNormalLogp(NumbaGaussianOp):
     """
 
     forward_op = MvNormalLogp
-    pullback_op = MvNormalLogpPullback
     forward_outputs = ("logp", "posdef")
     sum_outputs = ("logp_sum", "checked_logp_sum")
     gradient_outputs = ("dvalue", "dmu", "dmatrix")
@@ -231,24 +218,13 @@ class NumbaInvQuadLogdet(NumbaGaussianOp):
     """:class:`~.ops.InvQuadLogdet` and its pullback in one kernel."""
 
     forward_op = InvQuadLogdet
-    pullback_op = InvQuadLogdetPullback
     forward_outputs = ("quaddist", "half_logdet", "posdef")
     gradient_outputs = ("ddelta", "dmatrix")
 
 
-LOWERED_OPS: tuple[type[NumbaGaussianOp], ...] = (NumbaMvNormalLogp, NumbaInvQuadLogdet)
-
-#: Ops that have a kernel for one covariance, which rows may share
-STRUCTURED_OPS = (
-    FiniteEigh,
-    DecomposedKroneckerQuadLogdet,
-    DecomposedKroneckerQuadLogdetPullback,
-    LowRankFactorization,
-    DecomposedLowRankQuadLogdet,
-    DecomposedLowRankQuadLogdetPullback,
-    Whiten,
-    WhitenPullback,
-)
+LOWERED_OPS: dict[type[DensityOp], type[NumbaGaussianOp]] = {
+    cls.forward_op: cls for cls in (NumbaMvNormalLogp, NumbaInvQuadLogdet)
+}
 
 
 @lower("numba")
@@ -265,22 +241,34 @@ def lower_to_numba(fgraph):
     """
     if not compiles_for(fgraph, NumbaLinker):
         return
+    inline_formulas(fgraph)
     pairs = list(find_pairs(fgraph, LOWERED_OPS))
     if not pairs and not any(isinstance(node.op, KernelOp) for node in fgraph.apply_nodes):
         return
     # registers the kernels
     import pytensor_mvn_rewrites.lower.numba  # noqa: F401
 
-    for cls, forward, pullback in pairs:
-        replacements = lowered(fgraph, cls, forward, pullback)
+    for density, forward, pullback in pairs:
+        replacements = lowered(fgraph, LOWERED_OPS[density], forward, pullback)
         # each replacement leaves a correct graph behind
         fgraph.replace_all(replacements, reason="mvn_lower_to_numba")
 
 
-def has_kernel(node: Apply) -> bool:
-    """Whether the kernel of one of the `STRUCTURED_OPS` covers a node.
+def inline_formulas(fgraph) -> None:
+    """Ops of structured covariances -> their formulas, where no kernel covers them."""
+    ops = [(node, node.op) for node in fgraph.toposort() if isinstance(node.op, FusedOp)]
+    nodes = [node for node, op in ops if op.is_inlined and not has_kernel(node)]
+    for node in nodes:
+        replacements = zip(node.outputs, inline_ofg_node(node), strict=True)
+        fgraph.replace_all(list(replacements), reason="mvn_inline_formulas")
+    if nodes:
+        MergeOptimizer().rewrite(fgraph)
 
-    It does double precision, and batch dimensions of vectors only: at most one, that of delta.
+
+def has_kernel(node: Apply) -> bool:
+    """Whether a kernel of structured covariances covers a node.
+
+    They do double precision, and batch dimensions of vectors only: at most one, that of delta.
     """
     core_ndims = node.op.core_ndims  # type: ignore[attr-defined]
     batches = [
@@ -291,7 +279,8 @@ def has_kernel(node: Apply) -> bool:
     rows = batches.pop(0) if is_vector else ()
     cotangents = [batches.pop(), batches.pop()] if isinstance(node.op, PullbackOp) else []
     return (
-        all(inp.type.dtype == "float64" for inp in node.inputs)
+        isinstance(node.op, KernelOp)
+        and all(inp.type.dtype == "float64" for inp in node.inputs)
         and len(rows) <= 1
         and not any(batches)
         # the rows are those of delta, which a cotangent cannot add to
@@ -324,7 +313,7 @@ def lowered(fgraph, cls: type[NumbaGaussianOp], forward: Apply | None, pullback:
     n_forward = len(cls.forward_op.core_ndims)
     if pullback is not None and any(name in cls.gradient_outputs for name in wanted):
         inputs = list(pullback.inputs)
-        core_ndims = cls.pullback_op.core_ndims
+        core_ndims = cls.forward_op.pullback_type.core_ndims
         inputs[n_forward:] = [
             scalar_if_constant(inp, inputs[:n_forward], core_ndims[:n_forward])
             for inp in inputs[n_forward:]
@@ -485,8 +474,8 @@ def apply_grouped(cls, param, wanted, inputs, core_ndims, groups: RowGroups) -> 
 def apply_reshaped(cls, param, wanted, inputs, core_ndims, layout) -> list[Variable]:
     """Merge all ``M`` axes into one and all ``R`` axes into one, apply, and undo the merge."""
     ndim = len(layout.joint)
-    groups = [[axis for axis in range(ndim) if layout.joint[axis] == group] for group in "MR1"]
-    order = [axis for group in groups for axis in group]
+    by_letter = [[k for k in range(ndim) if layout.joint[k] == letter] for letter in "MR1"]
+    order = [axis for axes in by_letter for axis in axes]
     lengths = [joint_length(inputs, layout, axis - ndim) for axis in range(ndim)]
 
     def merge(inp, core):
@@ -494,16 +483,17 @@ def apply_reshaped(cls, param, wanted, inputs, core_ndims, layout) -> list[Varia
         inp = pt.expand_dims(inp, axis=tuple(range(missing)))
         spans = [inp.type.shape[axis] != 1 for axis in range(ndim)]
         core_shape = tuple(inp.shape)[ndim:]
-        # an input that spans some axes of a group only is repeated along the others
+        # an input that spans some axes of a letter only is repeated along the others
         full = [
-            lengths[axis] if any(spans[other] for other in group) else 1
-            for axis, group in ((axis, group) for group in groups for axis in group)
+            lengths[axis] if any(spans[other] for other in axes) else 1
+            for axes in by_letter
+            for axis in axes
         ]
         inp = inp.transpose(*order, *range(ndim, ndim + core))
         inp = pt.broadcast_to(inp, (*full, *core_shape))
         merged = [
-            pt.prod([lengths[axis] for axis in group]) if any(spans[a] for a in group) else 1
-            for group in groups[:2]
+            pt.prod([lengths[axis] for axis in axes]) if any(spans[axis] for axis in axes) else 1
+            for axes in by_letter[:2]
         ]
         return inp.reshape((*merged, *core_shape)), full
 

@@ -71,13 +71,13 @@ class Place:
         return self.positions == tuple(range(start, start + len(self.positions)))
 
 
-class Unravel(BackendOp):
-    """Arrays of the entries of a vector; an error if the vector is too short.
+class RavelingOp(BackendOp):
+    """Base of the ops between a vector and arrays.
 
     Parameters
     ----------
     places : tuple of Place
-        Of each array. One of no dimensions becomes a scalar of ``ScalarType``.
+        Of each array. One of no dimensions is a scalar of ``ScalarType``.
     """
 
     __props__ = ("places",)
@@ -88,6 +88,10 @@ class Unravel(BackendOp):
 
     def __str__(self):
         return f"{type(self).__name__}{{{len(self.places)}}}"
+
+
+class Unravel(RavelingOp):
+    """Arrays of the entries of a vector; an error if the vector is too short."""
 
     @property
     def length(self) -> int:
@@ -126,22 +130,8 @@ class Unravel(BackendOp):
             storage[0] = entries.reshape(place.shape) if place.shape else entries[0]
 
 
-class Ravel(BackendOp):
-    """A vector of the entries of arrays and scalars, the inverse of :class:`Unravel`.
-
-    Parameters
-    ----------
-    places : tuple of Place
-        Of each array or scalar of ``ScalarType``.
-    """
-
-    __props__ = ("places",)
-    backend = "pytensor_mvn_rewrites.lower.numba"
-
-    def __init__(self, places: tuple[Place, ...]):
-        self.places = places
-
-    __str__ = Unravel.__str__
+class Ravel(RavelingOp):
+    """A vector of the entries of arrays and scalars, the inverse of :class:`Unravel`."""
 
     @property
     def length(self) -> int:

@@ -10,7 +10,7 @@ from pytensor.scalar.basic import Add
 from pytensor.tensor.elemwise import DimShuffle, Elemwise
 from pytensor.tensor.math import Sum, add
 
-from pytensor_mvn_rewrites.graph import Tensor
+from pytensor_mvn_rewrites.graph import Tensor, reduced_axes
 from pytensor_mvn_rewrites.pipeline import LOWER_POSITION, lower
 
 
@@ -78,12 +78,6 @@ def own_sum(fgraph, var: Variable) -> Apply | None:
     return node if is_own else None
 
 
-def axes_of(node: Apply) -> tuple[int, ...]:
-    """The axes over which a node sums."""
-    axis = node.op.axis
-    return tuple(range(node.inputs[0].type.ndim)) if axis is None else tuple(sorted(axis))
-
-
 def total(x: Tensor, axes, node: Apply) -> Tensor:
     """The sum of x over `axes` in the precision of a sum."""
     return Sum(axis=tuple(sorted(axes)), dtype=node.op.dtype, acc_dtype=node.op.acc_dtype)(x)
@@ -102,10 +96,10 @@ def sum_of_sum(fgraph, node: Apply) -> Tensor | None:
     if inner is None:
         return None
     [x] = inner.inputs
-    kept = [axis for axis in range(x.type.ndim) if axis not in axes_of(inner)]
-    outer_axes = axes_of(node)
+    kept = [axis for axis in range(x.type.ndim) if axis not in reduced_axes(inner)]
+    outer_axes = reduced_axes(node)
     summed = {kept[order[i]] for i in outer_axes if order[i] != "x"}
-    new = total(x, {*axes_of(inner), *summed}, node)
+    new = total(x, {*reduced_axes(inner), *summed}, node)
     left = [axis for axis in kept if axis not in summed]
     new_order = [
         "x" if axis == "x" else left.index(kept[axis])
@@ -125,29 +119,29 @@ def sum_of_constant_and_sum(fgraph, node: Apply) -> Tensor | None:
     if len(others) != 1 or not constants or (inner := own_sum(fgraph, others[0])) is None:
         return None
     [x] = inner.inputs
-    axes = axes_of(node)
+    axes = reduced_axes(node)
     if None in added.type.shape or others[0].type.shape != added.type.shape:
         return None
-    kept = [axis for axis in range(x.type.ndim) if axis not in axes_of(inner)]
+    kept = [axis for axis in range(x.type.ndim) if axis not in reduced_axes(inner)]
     constant = np.broadcast_to(sum(c.data for c in constants), added.type.shape).sum(axes)
-    new = total(x, {*axes_of(inner), *(kept[axis] for axis in axes)}, node)
+    new = total(x, {*reduced_axes(inner), *(kept[axis] for axis in axes)}, node)
     return add(pt.constant(constant, dtype=new.type.dtype), new)
 
 
 def sum_of_sums(fgraph, node: Apply) -> Tensor | None:
     """One sum for those of arrays of equal shapes over the same axes."""
-    groups: dict[tuple, list[Apply]] = {}
+    alike: dict[tuple, list[Apply]] = {}
     terms: list[Variable] = []
     for inp in added_terms(fgraph, node):
         inner = own_sum(fgraph, inp)
         if inner is None or None in inner.inputs[0].type.shape:
             terms.append(inp)
             continue
-        key = (axes_of(inner), inner.inputs[0].type.shape, inner.op.dtype, inner.op.acc_dtype)
-        groups.setdefault(key, []).append(inner)
-    if all(len(sums) == 1 for sums in groups.values()):
+        key = (reduced_axes(inner), inner.inputs[0].type.shape, inner.op.dtype, inner.op.acc_dtype)
+        alike.setdefault(key, []).append(inner)
+    if all(len(sums) == 1 for sums in alike.values()):
         return None
-    for (axes, *_), sums in groups.items():
+    for (axes, *_), sums in alike.items():
         arrays = [inner.inputs[0] for inner in sums]
         terms.append(total(add(*arrays), axes, sums[0]) if len(sums) > 1 else sums[0].outputs[0])
     return add(*terms) if len(terms) > 1 else terms[0]

@@ -3,15 +3,11 @@
 from pytensor_mvn_rewrites.ops.eigen import FiniteEigh
 from pytensor_mvn_rewrites.ops.expm import ExpmQuadLogdet, ExpmQuadLogdetPullback, expm_quad_logdet
 from pytensor_mvn_rewrites.ops.kronecker import (
-    DecomposedKroneckerQuadLogdet,
-    DecomposedKroneckerQuadLogdetPullback,
     NoisyKroneckerQuadLogdet,
     NoisyKroneckerQuadLogdetPullback,
     noisy_kronecker_quad_logdet,
 )
 from pytensor_mvn_rewrites.ops.low_rank import (
-    DecomposedLowRankQuadLogdet,
-    DecomposedLowRankQuadLogdetPullback,
     LowRankFactorization,
     LowRankQuadLogdet,
     LowRankQuadLogdetPullback,
@@ -31,10 +27,6 @@ from pytensor_mvn_rewrites.ops.quadlogdet import (
 from pytensor_mvn_rewrites.ops.whiten import Whiten, WhitenPullback, whiten_by
 
 __all__ = [
-    "DecomposedKroneckerQuadLogdet",
-    "DecomposedKroneckerQuadLogdetPullback",
-    "DecomposedLowRankQuadLogdet",
-    "DecomposedLowRankQuadLogdetPullback",
     "ExpmQuadLogdet",
     "ExpmQuadLogdetPullback",
     "FiniteEigh",

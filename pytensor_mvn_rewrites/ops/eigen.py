@@ -3,19 +3,18 @@
 None of them differentiates an eigendecomposition: its derivative divides by differences of
 eigenvalues and is not defined where these coincide, as they do in every exchangeable covariance.
 The functions of the matrix that the ops compute are smooth there, and so are their closed-form
-pullbacks.
+pullbacks. Op and pullback take the matrix, of which there is a derivative, and its decomposition,
+of which there are the numbers.
 """
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pytensor.tensor as pt
-from pytensor.gradient import DisconnectedType, pullback
-from pytensor.graph.basic import Variable
+from pytensor.gradient import DisconnectedType, disconnected_type, pullback
 from pytensor.graph.replace import clone_replace
 
-from pytensor_mvn_rewrites.ops.gaussian import KernelOp
+from pytensor_mvn_rewrites.ops.gaussian import GaussianPullbackOp, KernelOp, nan_unless
 
 
 class FiniteEigh(KernelOp):
@@ -35,12 +34,11 @@ class FiniteEigh(KernelOp):
     def build_inner_graph(self, matrix):
         """LAPACK on the finite ones."""
         finite = pt.isfinite(matrix).all(axis=(-2, -1))
-        nan = np.asarray(np.nan, dtype=matrix.type.dtype)
         zero = np.asarray(0, dtype=matrix.type.dtype)
         eigenvalues, eigenvectors = pt.linalg.eigh(
             pt.switch(finite[..., None, None], matrix, zero), driver="evd"
         )
-        return [pt.switch(finite[..., None], eigenvalues, nan), eigenvectors]
+        return [nan_unless(finite[..., None], eigenvalues), eigenvectors]
 
 
 def eigh(matrix):
@@ -95,31 +93,47 @@ class SharedRows:
         return var
 
 
-def pullback_of_pullback(
-    formula: Callable[..., list], inputs: Sequence[Variable], output_grads: Sequence[Variable]
-) -> list[Variable]:
-    """Derivative of the pullback of a function, by a formula for it that PyTensor differentiates.
+class EigenPullbackOp(GaussianPullbackOp):
+    """Base of the pullbacks by eigendecompositions; their own derivatives are those of a formula.
 
-    Parameters
-    ----------
-    formula : callable
-        From the n inputs of the function to its outputs, the differentiable ones first.
-    inputs : sequence of variables
-        The n inputs, and a cotangent for each differentiable output.
-    output_grads : sequence of variables
-        One for each of the n gradients.
+    Inputs are those of the function that is differentiated, of which there are gradients, its
+    eigendecompositions, and two cotangents.
     """
-    # of fresh variables: the cotangents may depend on the inputs
-    fresh: list[Any] = [inp.type() for inp in inputs]
-    points, cotangents = fresh[: len(output_grads)], fresh[len(output_grads) :]
-    grads: Any = pullback(formula(*points)[: len(cotangents)], points, cotangents)
-    connected = [
-        (grad, grad.type(), weight)
-        for grad, weight in zip(grads, output_grads, strict=True)
-        if not isinstance(weight.type, DisconnectedType)
-    ]
-    weighted, fresh_weights, weights = map(list, zip(*connected, strict=True))
-    second: Any = pullback(weighted, fresh, fresh_weights)
-    return clone_replace(
-        second, dict(zip([*fresh, *fresh_weights], [*inputs, *weights], strict=True))
-    )
+
+    @staticmethod
+    def formula(*inputs) -> list:
+        """The function by operations that PyTensor differentiates: only Hessians need it."""
+        raise NotImplementedError
+
+    def pullback(self, inputs, outputs, output_grads):
+        """Derivative of the pullback of `formula`."""
+        n_parts = len(outputs)
+        inputs, eigen = [*inputs[:n_parts], *inputs[-2:]], inputs[n_parts:-2]
+        # of fresh variables: the cotangents may depend on the inputs
+        fresh: list[Any] = [inp.type() for inp in inputs]
+        points, cotangents = fresh[:n_parts], fresh[n_parts:]
+        grads: Any = pullback(self.formula(*points)[:2], points, cotangents)
+        connected = [
+            (grad, grad.type(), weight)
+            for grad, weight in zip(grads, output_grads, strict=True)
+            if not isinstance(weight.type, DisconnectedType)
+        ]
+        weighted, fresh_weights, weights = map(list, zip(*connected, strict=True))
+        second: Any = pullback(
+            weighted,
+            fresh,
+            fresh_weights,
+            disconnected_inputs="ignore",
+            return_disconnected="disconnected",
+        )
+        by_input = dict(zip([*fresh, *fresh_weights], [*inputs, *weights], strict=True))
+        second = clone_replace(second, by_input)
+        return [*second[:n_parts], *(disconnected_type() for _ in eigen), *second[n_parts:]]
+
+    def connection_pattern(self, node):
+        """The gradient for delta does not depend on the cotangent of half the log-determinant."""
+        n_parts = len(node.outputs)
+        connected, disconnected = [True] * n_parts, [False] * n_parts
+        n_eigen = len(node.inputs) - n_parts - 2
+        of_half_logdet = [False, *connected[1:]]
+        return [*[connected] * n_parts, *[disconnected] * n_eigen, connected, of_half_logdet]

@@ -3,13 +3,19 @@
 import numpy as np
 import pytensor.tensor as pt
 
-from pytensor_mvn_rewrites.ops.eigen import SharedRows, eigh, pullback_of_pullback
-from pytensor_mvn_rewrites.ops.gaussian import GaussianPullbackOp, QuadLogdetOp, fold_lower
+from pytensor_mvn_rewrites.ops.eigen import EigenPullbackOp, SharedRows, eigh
+from pytensor_mvn_rewrites.ops.gaussian import (
+    QuadLogdetOp,
+    fold_lower,
+    is_pullback_of,
+    nan_unless,
+    of_one_batch,
+)
 from pytensor_mvn_rewrites.ops.quadlogdet import inv_quad_logdet
 
 
 class ExpmQuadLogdet(QuadLogdetOp):
-    r"""Quadratic form and half log-determinant, signature ``(n),(),(n,n)->(),(),()``.
+    r"""Quadratic form and half log-determinant: ``(n),(),(n,n),(n),(n,n)->(),(),()``.
 
     .. math:: q = \delta^\top \Sigma^{-1} \delta = \sum_i r_i^2 / e_i, \qquad
               h = \tfrac12 \log|\Sigma| = \tfrac12 \sum_i \log e_i, \qquad
@@ -20,39 +26,34 @@ class ExpmQuadLogdet(QuadLogdetOp):
 
     Inputs
         delta : float, shape (..., n); noise : float, shape (...), the variance s;
-        matrix : float, shape (..., n, n), symmetric; its lower triangle is read.
+        matrix : float, shape (..., n, n), symmetric;
+        eigenvalues : float, shape (..., n); eigenvectors : float, shape (..., n, n).
 
     Outputs
         quaddist, half_logdet : float, shape (...), NaN where :math:`\Sigma` is not positive
         definite or X not finite; posdef : bool, shape (...).
     """
 
-    signature = "(n),(),(n,n)->(),(),()"
+    signature = "(n),(),(n,n),(n),(n,n)->(),(),()"
+    is_inlined = True
 
     def __str__(self):
         return type(self).__name__
 
-    def build_inner_graph(self, delta, noise, matrix):
+    def build_inner_graph(self, delta, noise, matrix, eigenvalues, eigenvectors):
         """The formula, in plain PyTensor."""
         delta = SharedRows(delta, max(noise.type.ndim, matrix.type.ndim - 2))
-        spectrum, eigenvectors, _ = decompose(noise, matrix)
+        spectrum = noisy_spectrum(noise, eigenvalues)
         rotated = delta.rows @ eigenvectors
         quaddist = delta.unfold((rotated**2 / spectrum[..., None, :]).sum(axis=-1), 0)
         half_logdet = 0.5 * pt.log(spectrum).sum(axis=-1)
         posdef = (spectrum > 0).all(axis=-1)
-        return [
-            quaddist,
-            pt.broadcast_to(half_logdet, quaddist.shape),
-            pt.broadcast_to(posdef, quaddist.shape),
-        ]
-
-    def pullback_op(self):
-        """Closed form, as one op that is differentiable in turn."""
-        return ExpmQuadLogdetPullback()
+        return of_one_batch(quaddist, half_logdet, posdef)
 
 
-class ExpmQuadLogdetPullback(GaussianPullbackOp):
-    r"""Gradient of :class:`ExpmQuadLogdet`: ``(n),(),(n,n),(),()->(n),(),(n,n)``.
+@is_pullback_of(ExpmQuadLogdet)
+class ExpmQuadLogdetPullback(EigenPullbackOp):
+    r"""Gradient of :class:`ExpmQuadLogdet`: ``(n),(),(n,n),(n),(n,n),(),()->(n),(),(n,n)``.
 
     With :math:`t = r / e`,
 
@@ -72,16 +73,17 @@ class ExpmQuadLogdetPullback(GaussianPullbackOp):
     Its own derivative is that of PyTensor's matrix exponential.
     """
 
-    signature = "(n),(),(n,n),(),()->(n),(),(n,n)"
+    signature = "(n),(),(n,n),(n),(n,n),(),()->(n),(),(n,n)"
+    is_inlined = True
 
     __str__ = ExpmQuadLogdet.__str__
 
-    def build_inner_graph(self, delta, noise, matrix, g_quad, g_half_logdet):
+    def build_inner_graph(self, *inputs):
         """The formulas, in plain PyTensor."""
-        inputs = [delta, noise, matrix]
+        delta, noise, matrix, eigenvalues, eigenvectors, g_quad, g_half_logdet = inputs
         delta = SharedRows(delta, max(noise.type.ndim, matrix.type.ndim - 2))
         g_quad, g_half_logdet = delta.fold(g_quad, 0), delta.fold(g_half_logdet, 0).sum(axis=-1)
-        spectrum, eigenvectors, eigenvalues = decompose(noise, matrix)
+        spectrum = noisy_spectrum(noise, eigenvalues)
         t = (delta.rows @ eigenvectors) / spectrum[..., None, :]
         weighted = g_quad[..., None] * t
         d_rows = (2 * weighted) @ eigenvectors.mT
@@ -91,20 +93,21 @@ class ExpmQuadLogdetPullback(GaussianPullbackOp):
         d_matrix = (eigenvectors @ inner + eigenvectors * half_inverse[..., None, :]) @ (
             eigenvectors.mT
         )
-        return self.sum_to_inputs(inputs, [delta.unfold(d_rows, 1), d_noise, fold_lower(d_matrix)])
+        grads = [delta.unfold(d_rows, 1), d_noise, fold_lower(d_matrix)]
+        return self.sum_to_inputs(inputs[:3], grads)
 
-    def pullback(self, inputs, outputs, output_grads):
-        """The derivative of PyTensor's matrix exponential: only Hessians need it."""
-        return pullback_of_pullback(dense_quad_logdet, inputs, output_grads)
+    @staticmethod
+    def formula(delta, noise, matrix):
+        """By PyTensor's matrix exponential."""
+        symmetric = pt.tril(matrix) + pt.tril(matrix, -1).mT
+        eye = pt.eye(matrix.shape[-1], dtype=matrix.type.dtype)
+        return inv_quad_logdet(delta, pt.linalg.expm(symmetric) + noise[..., None, None] * eye)
 
 
-def decompose(noise, matrix):
-    """Eigenvalues of the sum, NaN unless all are positive, eigenvectors, and eigenvalues of X."""
-    eigenvalues, eigenvectors = eigh(matrix)
+def noisy_spectrum(noise, eigenvalues):
+    """Eigenvalues of the sum, NaN unless all are positive, given those of X."""
     spectrum = pt.exp(eigenvalues) + noise[..., None]
-    nan = np.asarray(np.nan, dtype=spectrum.type.dtype)
-    posdef = (spectrum > 0).all(axis=-1, keepdims=True)
-    return pt.switch(posdef, spectrum, nan), eigenvectors, eigenvalues
+    return nan_unless((spectrum > 0).all(axis=-1, keepdims=True), spectrum)
 
 
 def divided_differences_of_exp(x):
@@ -116,13 +119,6 @@ def divided_differences_of_exp(x):
     return pt.exp(pt.maximum(rows, columns)) * pt.switch(distance > 0, ratio, one)
 
 
-def dense_quad_logdet(delta, noise, matrix):
-    """The same by PyTensor's matrix exponential."""
-    symmetric = pt.tril(matrix) + pt.tril(matrix, -1).mT
-    eye = pt.eye(matrix.shape[-1], dtype=matrix.type.dtype)
-    return inv_quad_logdet(delta, pt.linalg.expm(symmetric) + noise[..., None, None] * eye)
-
-
 def expm_quad_logdet(delta, noise, matrix):
     """Apply :class:`ExpmQuadLogdet`; returns (quaddist, half_logdet, posdef), each of shape (...).
 
@@ -132,11 +128,11 @@ def expm_quad_logdet(delta, noise, matrix):
     noise : tensor_like of float, shape (...)
         The variance that is added to the diagonal.
     matrix : tensor_like of float, shape (..., n, n)
-        Symmetric.
+        Symmetric; its lower triangle is read.
 
     Raises
     ------
     ValueError
         If an input has too few dimensions.
     """
-    return ExpmQuadLogdet()(delta, noise, matrix, return_list=True)
+    return ExpmQuadLogdet()(delta, noise, matrix, *eigh(matrix), return_list=True)

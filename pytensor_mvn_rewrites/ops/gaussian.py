@@ -17,11 +17,15 @@ batch dimensions before them are aligned from the right.
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib import import_module
+from itertools import zip_longest
+from operator import and_
 from typing import ClassVar
 from weakref import WeakValueDictionary
 
+import numpy as np
 import pytensor
 import pytensor.tensor as pt
+from pytensor.compile.mode import Mode
 from pytensor.gradient import DisconnectedType, disconnected_type
 from pytensor.graph.basic import Variable
 from pytensor.tensor.symbolic import TensorSymbolicOp
@@ -159,6 +163,9 @@ class FusedOp(TensorSymbolicOp):
     """
 
     signature: str
+    #: Whether Numba gets the formula in place of nodes that no kernel covers: what an op and its
+    #: pullback compute alike is then compiled and computed once
+    is_inlined: ClassVar[bool] = False
     _instances: ClassVar[WeakValueDictionary] = WeakValueDictionary()
     #: Number of core dimensions of each input, and of each output.
     core_ndims = _CoreNdims(outputs=False)
@@ -191,6 +198,10 @@ class FusedOp(TensorSymbolicOp):
     def batch_ndim(self) -> int:
         """Number of batch dimensions that the inputs have together."""
         return max(t.ndim - core for t, core in zip(self.input_types, self.core_ndims, strict=True))
+
+    def link_mode(self, impl):
+        """What is folded, being constant, is evaluated once: not worth compiling anything."""
+        return Mode("py", optimizer=None) if impl == "py" else super().link_mode(impl)
 
     def batch_shape(self, node, shapes) -> list:
         """The joint batch shape, given the shapes of the inputs."""
@@ -245,29 +256,62 @@ class GaussianOp(FusedOp):
         return f"{type(self).__name__}{{{self.param}}}"
 
 
-class QuadLogdetOp(GaussianOp):
-    """Base of the ops whose outputs are quaddist, half_logdet and posdef; the first input is delta.
+class DensityOp(GaussianOp):
+    """Base of the ops with a closed-form gradient; the last output says whether all is well.
 
-    Subclasses give the op of their closed-form gradient.
+    Their last inputs may be a decomposition of others, from which op and gradient take the numbers:
+    it is computed once for both. The gradient is that for what is decomposed, and none is taken of
+    the decomposition.
     """
 
-    def pullback_op(self) -> "GaussianPullbackOp":
-        """The gradient, from the inputs and the cotangents of quaddist and half_logdet."""
-        raise NotImplementedError
+    #: The op of the closed-form gradient, see :func:`is_pullback_of`
+    pullback_type: ClassVar[type["GaussianPullbackOp"]]
+
+    def pullback_op(self):
+        """The gradient, from the inputs and the cotangents of all outputs but the last."""
+        return self.pullback_type(**self._props_dict())
+
+    @property
+    def n_parts(self) -> int:
+        """Number of inputs that are not of a decomposition."""
+        return len(self.pullback_op().out_core_ndims)
 
     def pullback(self, inputs, outputs, output_grads):
-        """Closed form; a disconnected half counts as zero."""
-        cotangents = connected_cotangents(outputs[:2], output_grads[:2])
+        """Closed form; a disconnected output counts as zero."""
+        cotangents = connected_cotangents(outputs[:-1], output_grads[:-1])
         if cotangents is None:
             return [disconnected_type() for _ in inputs]
-        d_delta, *others = self.pullback_op()(*inputs, *cotangents, return_list=True)
-        if isinstance(output_grads[0].type, DisconnectedType):
-            d_delta = disconnected_type()
-        return [d_delta, *others]
+        grads = self.pullback_op()(*inputs, *cotangents, return_list=True)
+        is_used = [not isinstance(grad.type, DisconnectedType) for grad in output_grads]
+        return [
+            grad if any(map(and_, is_used, pattern)) else disconnected_type()
+            for grad, pattern in zip_longest(grads, self.connection_pattern(None))
+        ]
 
     def connection_pattern(self, node):
-        """`half_logdet` does not depend on `delta`; `posdef` is not differentiable."""
-        return [[True, False, False], *[[True, True, False]] * (len(node.inputs) - 1)]
+        """All depends on all, but for decompositions and what says whether all is well."""
+        n_parts, n_outputs = self.n_parts, len(self.out_core_ndims)
+        connected = [*[True] * (n_outputs - 1), False]
+        rest = len(self.core_ndims) - n_parts
+        return [*[connected] * n_parts, *[[False] * n_outputs] * rest]
+
+
+class QuadLogdetOp(DensityOp):
+    """Base of the ops of a difference delta that give quaddist, half_logdet and posdef."""
+
+    def connection_pattern(self, node):
+        """`half_logdet` does not depend on `delta`."""
+        return [[True, False, False], *super().connection_pattern(node)[1:]]
+
+
+def nan_unless(condition, x):
+    """`x` where a condition holds, NaN elsewhere."""
+    return pt.switch(condition, x, np.asarray(np.nan, dtype=x.type.dtype))
+
+
+def of_one_batch(quaddist, *others) -> list[Variable]:
+    """The outputs of a :class:`QuadLogdetOp`: what rows share is repeated for each."""
+    return [quaddist, *(pt.broadcast_to(other, quaddist.shape) for other in others)]
 
 
 def connected_cotangents(outputs, output_grads) -> list[Variable] | None:
@@ -285,7 +329,8 @@ class PullbackOp(FusedOp):
     """Base of the pullbacks: gradients have the shapes of the forward op's inputs.
 
     The joint batch is summed over the dimensions along which an input was broadcast.
-    The inputs are those of the forward op followed by one cotangent for each differentiable output.
+    The inputs are those of the forward op followed by one cotangent for each differentiable output;
+    the first ones are those that have gradients.
     """
 
     forward_core_ndims = _CoreNdims(outputs=True)
@@ -304,6 +349,16 @@ class PullbackOp(FusedOp):
 
 class GaussianPullbackOp(PullbackOp, GaussianOp):
     """Base of the pullbacks of Gaussian ops."""
+
+
+def is_pullback_of(density: type[DensityOp]):
+    """Make the decorated op the gradient of another, of the same properties."""
+
+    def register[T: type[GaussianPullbackOp]](cls: T) -> T:
+        density.pullback_type = cls
+        return cls
+
+    return register
 
 
 def sum_to_type(grad, inp, core_ndim: int):

@@ -6,38 +6,53 @@ from functools import reduce
 import numpy as np
 import pytensor.tensor as pt
 
-from pytensor_mvn_rewrites.ops.eigen import (
-    SharedRows,
-    eigh,
-    length,
-    lengths,
-    pullback_of_pullback,
-)
+from pytensor_mvn_rewrites.ops.eigen import EigenPullbackOp, SharedRows, eigh, length, lengths
 from pytensor_mvn_rewrites.ops.gaussian import (
-    GaussianPullbackOp,
+    GaussianOp,
     KernelOp,
-    PullbackOp,
     QuadLogdetOp,
     fold_lower,
+    is_pullback_of,
+    nan_unless,
+    of_one_batch,
 )
 from pytensor_mvn_rewrites.ops.quadlogdet import inv_quad_logdet
 
 
-def square(n_factors: int) -> str:
-    """The part ``(n1,n1),...,(nm,nm)`` of a signature."""
-    return ",".join(f"(n{k},n{k})" for k in range(1, n_factors + 1))
+class KroneckerOp(KernelOp, GaussianOp):
+    """Base of the ops of Kronecker factors, of which there may be any number."""
+
+    __props__ = ("n_factors",)
+    is_inlined = True
+    n_factors: int
+
+    def __str__(self):
+        return f"{type(self).__name__}{{{self.n_factors}}}"
+
+    @property
+    def parts(self) -> str:
+        """The part ``(n),(),(n1,n1),...,(nm,nm)`` of the signature."""
+        return "(n),()," + self._per_factor("(n{0},n{0})")
+
+    @property
+    def decomposed_parts(self) -> str:
+        """All of them, the eigenvalues ``(n1),...,(nm)`` and the eigenvectors."""
+        return f"{self.parts},{self._per_factor('(n{0})')},{self._per_factor('(n{0},n{0})')}"
+
+    def _per_factor(self, labels: str) -> str:
+        return ",".join(labels.format(k + 1) for k in range(self.n_factors))
+
+    def eigendecompositions(self, inputs) -> tuple[Sequence, Sequence]:
+        """The eigenvalues and the eigenvectors of all Kronecker factors."""
+        m = self.n_factors
+        return inputs[2 + m : 2 + 2 * m], inputs[2 + 2 * m : 2 + 3 * m]
 
 
-def diagonals(n_factors: int) -> str:
-    """The part ``(n1),...,(nm)`` of a signature."""
-    return ",".join(f"(n{k})" for k in range(1, n_factors + 1))
-
-
-class NoisyKroneckerQuadLogdet(QuadLogdetOp):
+class NoisyKroneckerQuadLogdet(KroneckerOp, QuadLogdetOp):
     r"""Quadratic form and half log-determinant of a Kronecker product plus noise.
 
     Of :math:`\Sigma = A_1 \otimes \cdots \otimes A_m + s I`, signature
-    ``(n),(),(n1,n1),...,(nm,nm)->(),(),()``,
+    ``(n),(),(n1,n1),...,(nm,nm),(n1),...,(nm),(n1,n1),...,(nm,nm)->(),(),()``,
 
     .. math:: q = \delta^\top \Sigma^{-1} \delta, \qquad h = \tfrac12 \log|\Sigma|
 
@@ -49,8 +64,8 @@ class NoisyKroneckerQuadLogdet(QuadLogdetOp):
 
     Inputs
         delta : float, shape (..., n); noise : float, shape (...), the variance s;
-        Kronecker factors : float, shape (..., n_k, n_k), symmetric, of any definiteness. Their
-        lower triangles are read. :math:`n = \prod_k n_k`.
+        Kronecker factors : float, shape (..., n_k, n_k), symmetric, of any definiteness, then
+        their eigenvalues and their eigenvectors. :math:`n = \prod_k n_k`.
 
     Outputs
         quaddist, half_logdet : float, shape (...), NaN where :math:`\Sigma` is not positive
@@ -60,35 +75,22 @@ class NoisyKroneckerQuadLogdet(QuadLogdetOp):
     Source: Saatçi, Scalable inference for structured Gaussian process models, 2011, ch. 5.
     """
 
-    __props__ = ("n_factors",)
-
-    def __init__(self, *, n_factors: int, **kwargs):
-        self.n_factors = n_factors
-        super().__init__(param="cov", **kwargs)
-
-    def __str__(self):
-        return f"{type(self).__name__}{{{self.n_factors}}}"
-
     @property
     def signature(self) -> str:  # type: ignore[override]
-        """A vector, a scalar, and the matrices."""
-        return f"(n),(),{square(self.n_factors)}->(),(),()"
+        """A vector, a scalar, the matrices, and their eigendecompositions."""
+        return f"{self.decomposed_parts}->(),(),()"
 
-    def build_inner_graph(self, delta, noise, *factors):
+    def build_inner_graph(self, *inputs):
         """The formula, in plain PyTensor."""
-        eigenvalues, eigenvectors = zip(*map(eigh, factors), strict=True)
-        op = DecomposedKroneckerQuadLogdet(n_factors=self.n_factors)
-        return op(delta, noise, *eigenvectors, *eigenvalues, return_list=True)
-
-    def pullback_op(self):
-        """Closed form."""
-        return NoisyKroneckerQuadLogdetPullback(n_factors=self.n_factors)
+        delta, noise, *_ = inputs
+        return quad_logdet_of_eigendecompositions(delta, noise, *self.eigendecompositions(inputs))
 
 
-class NoisyKroneckerQuadLogdetPullback(GaussianPullbackOp):
+@is_pullback_of(NoisyKroneckerQuadLogdet)
+class NoisyKroneckerQuadLogdetPullback(KroneckerOp, EigenPullbackOp):
     r"""Gradient of :class:`NoisyKroneckerQuadLogdet`.
 
-    Signature ``(n),(),(n1,n1),...,(nm,nm),(),()->(n),(),(n1,n1),...,(nm,nm)``. With
+    Signature that of the inputs, then ``(),()->(n),(),(n1,n1),...,(nm,nm)``. With
     :math:`t = r / e`, and :math:`w_k` all products of the eigenvalues of the other Kronecker
     factors; :math:`T_k` and :math:`E_k` hold the entries of t and e in :math:`n_k` rows,
 
@@ -106,75 +108,15 @@ class NoisyKroneckerQuadLogdetPullback(GaussianPullbackOp):
     Its own derivative is that of the dense formula, with matrices of n rows.
     """
 
-    __props__ = ("n_factors",)
-
-    def __init__(self, *, n_factors: int, **kwargs):
-        self.n_factors = n_factors
-        super().__init__(param="cov", **kwargs)
-
-    __str__ = NoisyKroneckerQuadLogdet.__str__
-
     @property
     def signature(self) -> str:  # type: ignore[override]
         """The inputs of the forward op, and two cotangents."""
-        forward = f"(n),(),{square(self.n_factors)}"
-        return f"{forward},(),()->{forward}"
-
-    def build_inner_graph(self, delta, noise, *inputs):
-        """The formulas, in plain PyTensor."""
-        *factors, g_quad, g_half_logdet = inputs
-        eigenvalues, eigenvectors = zip(*map(eigh, factors), strict=True)
-        op = DecomposedKroneckerQuadLogdetPullback(n_factors=self.n_factors)
-        inputs = (delta, noise, *eigenvectors, *eigenvalues, g_quad, g_half_logdet)
-        return op(*inputs, return_list=True)
-
-    def pullback(self, inputs, outputs, output_grads):
-        """The derivative of the dense formula: only Hessians need it."""
-        return pullback_of_pullback(dense_quad_logdet, inputs, output_grads)
-
-
-class DecomposedKroneckerQuadLogdet(KernelOp):
-    """:class:`NoisyKroneckerQuadLogdet` of Kronecker factors that are decomposed.
-
-    Signature ``(n),(),(n1,n1),...,(nm,nm),(n1),...,(nm)->(),(),()``: the eigenvectors of all
-    Kronecker factors, then their eigenvalues. The formula of that op holds this one, so that its
-    gradient shares the decompositions.
-    """
-
-    __props__ = ("n_factors",)
-    n_factors: int
-
-    @property
-    def signature(self) -> str:  # type: ignore[override]
-        """A vector, a scalar, the eigenvectors and the eigenvalues."""
-        return f"(n),(),{square(self.n_factors)},{diagonals(self.n_factors)}->(),(),()"
-
-    def build_inner_graph(self, delta, noise, *eigen):
-        """The formula, in plain PyTensor."""
-        eigenvectors, eigenvalues = eigen[: self.n_factors], eigen[self.n_factors :]
-        return quad_logdet_of_eigendecompositions(delta, noise, eigenvalues, eigenvectors)
-
-
-class DecomposedKroneckerQuadLogdetPullback(KernelOp, PullbackOp):
-    """:class:`NoisyKroneckerQuadLogdetPullback` of Kronecker factors that are decomposed.
-
-    Signature ``(n),(),(n1,n1),...,(nm,nm),(n1),...,(nm),(),()->(n),(),(n1,n1),...,(nm,nm)``: the
-    gradients are those for the Kronecker factors.
-    """
-
-    __props__ = ("n_factors",)
-    n_factors: int
-
-    @property
-    def signature(self) -> str:  # type: ignore[override]
-        """The inputs of the forward op, and two cotangents; factors are like eigenvectors."""
-        forward = f"(n),(),{square(self.n_factors)}"
-        return f"{forward},{diagonals(self.n_factors)},(),()->{forward}"
+        return f"{self.decomposed_parts},(),()->{self.parts}"
 
     def build_inner_graph(self, *inputs):
         """The formulas, in plain PyTensor."""
-        delta, noise, *eigen, g_quad, g_half_logdet = inputs
-        eigenvectors, eigenvalues = eigen[: self.n_factors], eigen[self.n_factors :]
+        delta, noise, *_, g_quad, g_half_logdet = inputs
+        eigenvalues, eigenvectors = self.eigendecompositions(inputs)
         delta = SharedRows(delta, batch_ndim(noise, eigenvectors))
         g_quad, g_half_logdet = delta.fold(g_quad, 0), delta.fold(g_half_logdet, 0).sum(axis=-1)
         spectrum, _ = noisy_spectrum(eigenvalues, noise)
@@ -195,6 +137,20 @@ class DecomposedKroneckerQuadLogdetPullback(KernelOp, PullbackOp):
             d_factors.append(fold_lower(q @ inner @ q.mT + (q * half_inverse[..., None, :]) @ q.mT))
         return self.sum_to_inputs(inputs, [d_delta, d_noise, *d_factors])
 
+    @staticmethod
+    def formula(delta, noise, *factors):
+        """By the dense covariance."""
+
+        def kron(left, right):
+            product = left[..., :, None, :, None] * right[..., None, :, None, :]
+            sizes = (length(left) * length(right),) * 2
+            return product.reshape((*lengths(product, 0, -4), *sizes))
+
+        symmetric = [pt.tril(factor) + pt.tril(factor, -1).mT for factor in factors]
+        dense = reduce(kron, symmetric)
+        eye = pt.eye(length(dense), dtype=dense.type.dtype)
+        return inv_quad_logdet(delta, dense + noise[..., None, None] * eye)
+
 
 def quad_logdet_of_eigendecompositions(delta, noise, eigenvalues: Sequence, eigenvectors: Sequence):
     """The outputs of :class:`NoisyKroneckerQuadLogdet` of Kronecker factors that are decomposed."""
@@ -203,11 +159,7 @@ def quad_logdet_of_eigendecompositions(delta, noise, eigenvalues: Sequence, eige
     rotated = rows_times_kron(delta.rows, eigenvectors)
     quaddist = delta.unfold((rotated**2 / spectrum[..., :, None]).sum(axis=-2), 0)
     half_logdet = 0.5 * pt.log(spectrum).sum(axis=-1)
-    return [
-        quaddist,
-        pt.broadcast_to(half_logdet, quaddist.shape),
-        pt.broadcast_to(posdef, quaddist.shape),
-    ]
+    return of_one_batch(quaddist, half_logdet, posdef)
 
 
 def batch_ndim(noise, factors: Sequence) -> int:
@@ -232,8 +184,7 @@ def noisy_spectrum(eigenvalues: Sequence, noise):
     size = reduce(pt.maximum, [values.shape[-1] for values in eigenvalues])
     threshold = eps * size.astype(spectrum.dtype) * abs(spectrum).max(axis=-1, keepdims=True)
     posdef = (spectrum > threshold).all(axis=-1)
-    nan = np.asarray(np.nan, dtype=spectrum.type.dtype)
-    return pt.switch(posdef[..., None], spectrum, nan), posdef
+    return nan_unless(posdef[..., None], spectrum), posdef
 
 
 def rows_times_kron(rows, matrices: Sequence):
@@ -269,20 +220,6 @@ def matricize(columns, matrices: Sequence, k: int):
     return pt.swapaxes(blocks, -3, -2).reshape((*batch, size, -1))
 
 
-def dense_quad_logdet(delta, noise, *factors):
-    """The same by the dense covariance."""
-
-    def kron(left, right):
-        product = left[..., :, None, :, None] * right[..., None, :, None, :]
-        sizes = (length(left) * length(right),) * 2
-        return product.reshape((*lengths(product, 0, -4), *sizes))
-
-    symmetric = [pt.tril(factor) + pt.tril(factor, -1).mT for factor in factors]
-    dense = reduce(kron, symmetric)
-    eye = pt.eye(length(dense), dtype=dense.type.dtype)
-    return inv_quad_logdet(delta, dense + noise[..., None, None] * eye)
-
-
 def noisy_kronecker_quad_logdet(delta, noise, factors: Sequence):
     """Apply :class:`NoisyKroneckerQuadLogdet`; returns (quaddist, half_logdet, posdef).
 
@@ -292,11 +229,13 @@ def noisy_kronecker_quad_logdet(delta, noise, factors: Sequence):
     noise : tensor_like of float, shape (...)
         The variance that is added to the diagonal.
     factors : sequence of tensor_like of float, shape (..., n_k, n_k)
+        Their lower triangles are read.
 
     Raises
     ------
     ValueError
         If an input has too few dimensions.
     """
+    eigenvalues, eigenvectors = zip(*map(eigh, factors), strict=True)
     op = NoisyKroneckerQuadLogdet(n_factors=len(factors))
-    return op(delta, noise, *factors, return_list=True)
+    return op(delta, noise, *factors, *eigenvalues, *eigenvectors, return_list=True)

@@ -1,14 +1,15 @@
 """``LowRankQuadLogdet``: quadratic form and log-determinant of a low rank plus a diagonal."""
 
-import numpy as np
 import pytensor.tensor as pt
 
 from pytensor_mvn_rewrites.ops.eigen import length
 from pytensor_mvn_rewrites.ops.gaussian import (
     GaussianPullbackOp,
     KernelOp,
-    PullbackOp,
     QuadLogdetOp,
+    is_pullback_of,
+    nan_unless,
+    of_one_batch,
 )
 
 
@@ -34,7 +35,7 @@ class LowRankFactorization(KernelOp):
 
     def build_inner_graph(self, factor, diag):
         """The factorization, in plain PyTensor."""
-        root = pt.sqrt(pt.switch(diag > 0, diag, np.asarray(np.nan, dtype=diag.type.dtype)))
+        root = pt.sqrt(nan_unless(diag > 0, diag))
         V = factor / root[..., None]
         n, k = length(V, -2), length(V)
         eye = pt.eye(k, dtype=V.type.dtype)
@@ -57,8 +58,10 @@ def times(matrix, vectors):
     return (matrix @ vectors[..., None])[..., 0]
 
 
-class LowRankQuadLogdet(QuadLogdetOp):
-    r"""Quadratic form and half log-determinant, signature ``(n),(n,k),(n)->(),(),()``.
+class LowRankQuadLogdet(KernelOp, QuadLogdetOp):
+    r"""Quadratic form and half log-determinant of a low rank plus a diagonal.
+
+    Signature ``(n),(n,k),(n),(n),(n,k),(k,k),(k)->(),(),()``,
 
     .. math:: q = \delta^\top \Sigma^{-1} \delta, \qquad h = \tfrac12 \log|\Sigma|, \qquad
               \Sigma = W W^\top + D
@@ -73,29 +76,32 @@ class LowRankQuadLogdet(QuadLogdetOp):
 
     Inputs
         delta : float, shape (..., n); factor : float, shape (..., n, k);
-        diag : float, shape (..., n).
+        diag : float, shape (..., n); root, Q, inv_R, diag_R : their factorization.
 
     Outputs
         quaddist, half_logdet : float, shape (...), NaN unless all entries of `diag` are positive;
         posdef : bool, shape (...).
     """
 
-    signature = "(n),(n,k),(n)->(),(),()"
+    signature = "(n),(n,k),(n),(n),(n,k),(k,k),(k)->(),(),()"
+    is_inlined = True
 
-    def build_inner_graph(self, delta, factor, diag):
+    def build_inner_graph(self, delta, factor, diag, root, Q, inv_R, diag_R):
         """The formula, in plain PyTensor."""
-        decomposed = LowRankFactorization()(factor, diag, return_list=True)
-        return DecomposedLowRankQuadLogdet()(delta, *decomposed, return_list=True)
+        z = delta / root
+        c = times(Q.mT, z)
+        quaddist = ((z - times(Q, c)) ** 2).sum(axis=-1) + (times(inv_R, c) ** 2).sum(axis=-1)
+        half_logdet = pt.log(root).sum(axis=-1) + pt.log(diag_R).sum(axis=-1)
+        posdef = pt.all(root > 0, axis=-1) & pt.all(diag_R > 0, axis=-1)
+        return of_one_batch(quaddist, half_logdet, posdef)
 
-    def pullback_op(self):
-        """Closed form."""
-        return LowRankQuadLogdetPullback()
 
+@is_pullback_of(LowRankQuadLogdet)
+class LowRankQuadLogdetPullback(KernelOp, GaussianPullbackOp):
+    r"""Gradient of :class:`LowRankQuadLogdet`.
 
-class LowRankQuadLogdetPullback(GaussianPullbackOp):
-    r"""Gradient of :class:`LowRankQuadLogdet`: ``(n),(n,k),(n),(),()->(n),(n,k),(n)``.
-
-    With :math:`a = \Sigma^{-1} \delta = D^{-1/2} (z - Q Q^\top z)`, :math:`u = W^\top a =
+    Signature ``(n),(n,k),(n),(n),(n,k),(k,k),(k),(),()->(n),(n,k),(n)``. With
+    :math:`a = \Sigma^{-1} \delta = D^{-1/2} (z - Q Q^\top z)`, :math:`u = W^\top a =
     R^{-1} Q^\top z` and the cotangents :math:`\bar q, \bar h`,
 
     .. math::
@@ -107,51 +113,12 @@ class LowRankQuadLogdetPullback(GaussianPullbackOp):
                     (\Sigma^{-1})_{ii} = (1 - \textstyle\sum_j Q_{ij}^2) / d_i
     """
 
-    signature = "(n),(n,k),(n),(),()->(n),(n,k),(n)"
+    signature = "(n),(n,k),(n),(n),(n,k),(k,k),(k),(),()->(n),(n,k),(n)"
+    is_inlined = True
 
-    def build_inner_graph(self, delta, factor, diag, g_quad, g_half_logdet):
+    def build_inner_graph(self, *inputs):
         """The formulas, in plain PyTensor."""
-        root, Q, inv_R, _ = LowRankFactorization()(factor, diag, return_list=True)
-        inputs = (delta, factor, diag, root, Q, inv_R, g_quad, g_half_logdet)
-        return DecomposedLowRankQuadLogdetPullback()(*inputs, return_list=True)
-
-
-class DecomposedLowRankQuadLogdet(KernelOp):
-    """:class:`LowRankQuadLogdet` after its factorization.
-
-    Signature ``(n),(n),(n,k),(k,k),(k)->(),(),()``: delta, then the outputs of
-    :class:`LowRankFactorization`. The formula of that op holds this one, so that its gradient
-    shares the factorization.
-    """
-
-    __props__ = ()
-    signature = "(n),(n),(n,k),(k,k),(k)->(),(),()"
-
-    def build_inner_graph(self, delta, root, Q, inv_R, diag_R):
-        """The formula, in plain PyTensor."""
-        z = delta / root
-        c = times(Q.mT, z)
-        quaddist = ((z - times(Q, c)) ** 2).sum(axis=-1) + (times(inv_R, c) ** 2).sum(axis=-1)
-        half_logdet = pt.log(root).sum(axis=-1) + pt.log(diag_R).sum(axis=-1)
-        posdef = pt.all(root > 0, axis=-1) & pt.all(diag_R > 0, axis=-1)
-        return [
-            quaddist,
-            pt.broadcast_to(half_logdet, quaddist.shape),
-            pt.broadcast_to(posdef, quaddist.shape),
-        ]
-
-
-class DecomposedLowRankQuadLogdetPullback(KernelOp, PullbackOp):
-    """:class:`LowRankQuadLogdetPullback` after the factorization.
-
-    Signature ``(n),(n,k),(n),(n),(n,k),(k,k),(),()->(n),(n,k),(n)``.
-    """
-
-    __props__ = ()
-    signature = "(n),(n,k),(n),(n),(n,k),(k,k),(),()->(n),(n,k),(n)"
-
-    def build_inner_graph(self, delta, factor, diag, root, Q, inv_R, g_quad, g_half_logdet):
-        """The formulas, in plain PyTensor."""
+        delta, factor, diag, root, Q, inv_R, _, g_quad, g_half_logdet = inputs
         z = delta / root
         c = times(Q.mT, z)
         a, u = (z - times(Q, c)) / root, times(inv_R, c)
@@ -182,4 +149,5 @@ def low_rank_quad_logdet(delta, factor, diag):
     ValueError
         If an input has too few dimensions.
     """
-    return LowRankQuadLogdet()(delta, factor, diag, return_list=True)
+    factorization = LowRankFactorization()(factor, diag, return_list=True)
+    return LowRankQuadLogdet()(delta, factor, diag, *factorization, return_list=True)

@@ -3,17 +3,17 @@
 import math
 
 import pytensor.tensor as pt
-from pytensor.gradient import DisconnectedType, disconnected_type
 
 from pytensor_mvn_rewrites.ops.gaussian import (
-    GaussianOp,
+    DensityOp,
     GaussianPullbackOp,
+    is_pullback_of,
     whiten,
     whitened_pullback,
 )
 
 
-class MvNormalLogp(GaussianOp):
+class MvNormalLogp(DensityOp):
     r"""Log-density of multivariate normals, gufunc signature ``(n),(n),(n,n)->(),()``.
 
     .. math::
@@ -42,18 +42,8 @@ class MvNormalLogp(GaussianOp):
         logp = -0.5 * math.log(2 * math.pi) * n - 0.5 * quaddist - half_logdet
         return [logp, pt.broadcast_to(posdef, logp.shape)]
 
-    def pullback(self, inputs, outputs, output_grads):
-        """Closed form, as one op that is differentiable in turn."""
-        g_logp = output_grads[0]
-        if isinstance(g_logp.type, DisconnectedType):
-            return [disconnected_type() for _ in inputs]
-        return MvNormalLogpPullback(param=self.param)(*inputs, g_logp, return_list=True)
 
-    def connection_pattern(self, node):
-        """`posdef` is not differentiable."""
-        return [[True, False]] * 3
-
-
+@is_pullback_of(MvNormalLogp)
 class MvNormalLogpPullback(GaussianPullbackOp):
     r"""Gradient of :class:`MvNormalLogp`: ``(n),(n),(n,n),()->(n),(n),(n,n)``.
 

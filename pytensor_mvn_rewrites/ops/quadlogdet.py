@@ -1,10 +1,10 @@
 """``InvQuadLogdet``: the two expensive halves of every Gaussian-like log-density."""
 
-import pytensor.tensor as pt
-
 from pytensor_mvn_rewrites.ops.gaussian import (
     GaussianPullbackOp,
     QuadLogdetOp,
+    is_pullback_of,
+    of_one_batch,
     whiten,
     whitened_pullback,
 )
@@ -32,17 +32,10 @@ class InvQuadLogdet(QuadLogdetOp):
         """The formula, in plain PyTensor."""
         z, half_logdet, posdef = whiten(delta, matrix, self.param)
         quaddist = (z**2).sum(axis=-1)
-        return [
-            quaddist,
-            pt.broadcast_to(half_logdet, quaddist.shape),
-            pt.broadcast_to(posdef, quaddist.shape),
-        ]
-
-    def pullback_op(self):
-        """Closed form."""
-        return InvQuadLogdetPullback(param=self.param)
+        return of_one_batch(quaddist, half_logdet, posdef)
 
 
+@is_pullback_of(InvQuadLogdet)
 class InvQuadLogdetPullback(GaussianPullbackOp):
     """Gradient of :class:`InvQuadLogdet`: ``(n),(n,n),(),()->(n),(n,n)``.
 

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
-import numpy as np
 import pytensor.tensor as pt
 
 from pytensor_mvn_rewrites.graph import Tensor, is_real_float
+from pytensor_mvn_rewrites.ops.gaussian import nan_unless
 from pytensor_mvn_rewrites.pipeline import structure
 from pytensor_mvn_rewrites.proofs.diagonals import diagonal_of
 from pytensor_mvn_rewrites.structure._structure import Structure
@@ -49,7 +49,7 @@ class Diagonal(Structure):
         if param == "chol":
             # as in the triangular solve, signs do not matter here
             return ((delta / diag) ** 2).sum(axis=-1), pt.log(diag).sum(axis=-1), posdef
-        diag = pt.switch(diag > 0, diag, np.asarray(np.nan, dtype=diag.type.dtype))
+        diag = nan_unless(diag > 0, diag)
         half_logdet = 0.5 * pt.log(diag).sum(axis=-1)
         if param == "tau":
             return (delta**2 * diag).sum(axis=-1), -half_logdet, posdef

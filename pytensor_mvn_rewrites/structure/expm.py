@@ -10,6 +10,7 @@ from pytensor.tensor.linalg.products import Expm
 
 from pytensor_mvn_rewrites.graph import Tensor, is_real_float, static_size
 from pytensor_mvn_rewrites.ops import expm_quad_logdet
+from pytensor_mvn_rewrites.ops.gaussian import nan_unless
 from pytensor_mvn_rewrites.pipeline import structure
 from pytensor_mvn_rewrites.proofs.positivity import is_positive
 from pytensor_mvn_rewrites.proofs.symmetry import is_symmetric
@@ -70,13 +71,12 @@ class Exponential(Structure):
     def quad_logdet(self, delta, param):
         """The identity."""
         exponent, scale, dtype = self.exponent, self.scale, self.exponent.type.dtype
-        zero, nan = np.asarray(0, dtype=dtype), np.asarray(np.nan, dtype=dtype)
-        noise = pt.constant(zero) if self.noise is None else self.noise
+        noise = pt.constant(np.asarray(0, dtype=dtype)) if self.noise is None else self.noise
         if param == "tau":
             exponent, scale = -exponent, None if scale is None else 1 / scale
         if scale is None:
             return expm_quad_logdet(delta, noise, exponent)
-        scale = pt.switch(scale > 0, scale, nan)
+        scale = nan_unless(scale > 0, scale)
         quaddist, half_logdet, posdef = expm_quad_logdet(delta, noise / scale, exponent)
         half_n = np.asarray(0.5, dtype=dtype) * exponent.shape[-1].astype(dtype)
         half_logdet = half_logdet + half_n * pt.log(scale)

@@ -7,6 +7,7 @@ import numpy as np
 import pytensor.tensor as pt
 
 from pytensor_mvn_rewrites.graph import Tensor, is_real_float, static_size
+from pytensor_mvn_rewrites.ops.gaussian import nan_unless
 from pytensor_mvn_rewrites.pipeline import structure
 from pytensor_mvn_rewrites.proofs.constants import constant_value
 from pytensor_mvn_rewrites.proofs.diagonals import diagonal_of
@@ -89,8 +90,7 @@ class JointSpectrum(Structure):
         spectrum = self.a[..., None] * self.eigenvalues.astype(dtype) + self.b[..., None]
         threshold = n * float(np.finfo(dtype).eps) * abs(spectrum).max(axis=-1, keepdims=True)
         posdef = (spectrum > threshold).all(axis=-1)
-        nan = np.asarray(np.nan, dtype=dtype)
-        spectrum = pt.switch(posdef[..., None], spectrum, nan)
+        spectrum = nan_unless(posdef[..., None], spectrum)
         rotation = self.eigenvectors.T
         rotation = rotation @ self.definite if param == "tau" else rotation
         rotated = product_with_rows(rotation, delta)

@@ -16,6 +16,7 @@ from pytensor.tensor.linalg.constructors import BlockDiagonal
 from pytensor_mvn_rewrites.graph import Tensor, is_real_float
 from pytensor_mvn_rewrites.ops import inv_quad_logdet, whiten_by
 from pytensor_mvn_rewrites.ops.eigen import SharedRows, length, lengths
+from pytensor_mvn_rewrites.ops.gaussian import of_one_batch
 from pytensor_mvn_rewrites.pipeline import structure
 from pytensor_mvn_rewrites.proofs.definiteness import Definiteness, definiteness
 from pytensor_mvn_rewrites.proofs.diagonals import diagonal_of
@@ -189,7 +190,7 @@ def whitened_sums(columns, matrix, param: str):
     quaddist = (whiten_columns(columns, chol, param) ** 2).sum(axis=-2)
     half_logdet = (-1 if param == "tau" else 1) * pt.log(diag).sum(axis=-1)[..., None]
     posdef = pt.all(diag > 0, axis=-1)[..., None]
-    return [quaddist, *(pt.broadcast_to(part, quaddist.shape) for part in (half_logdet, posdef))]
+    return of_one_batch(quaddist, half_logdet, posdef)
 
 
 def whiten_columns(columns, chol, param: str):

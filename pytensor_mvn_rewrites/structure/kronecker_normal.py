@@ -33,7 +33,7 @@ def noise_is_zero(fgraph, node):
     factorization instead of an eigendecomposition, which takes about 20 times as long. Declines
     unless the noise is the constant 0 and all sizes are known.
     """
-    delta, noise, *factors = node.inputs
+    delta, noise, *factors = node.inputs[: node.op.n_parts]
     sizes = [static_size(factor) for factor in factors]
     if scalar_constant(noise) != 0 or None in sizes or 0 in sizes:
         return None
@@ -53,7 +53,7 @@ def eigendecompositions_are_given(fgraph, node):
     decompose. Cost: :math:`O(\sum_k n_k^3 + N \sum_k n_k) \to O(N \sum_k n_k)`. Declines unless all
     :math:`Q_k` are constant and orthogonal, or the whole Kronecker factor is constant.
     """
-    delta, noise, *factors = node.inputs
+    delta, noise, *factors = node.inputs[: node.op.n_parts]
     # of constants the cost comes last, and if all are, nothing needs this rule
     order = sorted(factors, key=lambda factor: isinstance(factor, Constant))
     if isinstance(order[0], Constant):
@@ -78,7 +78,7 @@ def eigendecomposition_is_undone(fgraph, node):
     Cost: one eigendecomposition less, and its derivative, which is not defined where eigenvalues
     coincide. Both ops read the lower triangle.
     """
-    delta, noise, *factors = node.inputs
+    delta, noise, *factors = node.inputs[: node.op.n_parts]
     undone = [decomposed_matrix(fgraph, factor) for factor in factors]
     if all(matrix is None for matrix in undone):
         return None

@@ -13,6 +13,7 @@ from pytensor.tensor.elemwise import DimShuffle, Elemwise
 from pytensor.tensor.shape import specify_shape
 
 from pytensor_mvn_rewrites.graph import Tensor, is_real_float
+from pytensor_mvn_rewrites.ops.gaussian import nan_unless
 from pytensor_mvn_rewrites.pipeline import structure
 from pytensor_mvn_rewrites.structure._kron import split_scale
 from pytensor_mvn_rewrites.structure._structure import Structure
@@ -94,17 +95,16 @@ class OrnsteinUhlenbeck(Structure):
             delta = delta[..., self.order]
             first, before, after = delta[..., :1], delta[..., :-1], delta[..., 1:]
         posdef = self.innovation > 0
-        nan = np.asarray(np.nan, dtype=self.innovation.type.dtype)
-        innovation = pt.switch(posdef, self.innovation, nan)
+        innovation = nan_unless(posdef, self.innovation)
         steps = after - self.correlation * before
         # of the first there may be none
-        first = pt.switch(self.finite[..., None], first, nan)
+        first = nan_unless(self.finite[..., None], first)
         quaddist = (first**2).sum(axis=-1) + (steps**2 / innovation).sum(axis=-1)
         half_logdet = 0.5 * pt.log(innovation).sum(axis=-1)
         posdef = posdef.all(axis=-1) & self.finite
         if self.scale is None:
             return quaddist, half_logdet, posdef
-        scale = pt.switch(self.scale > 0, self.scale, nan)
+        scale = nan_unless(self.scale > 0, self.scale)
         half_n = 0.5 * pt.as_tensor(n).astype(scale.type.dtype)
         return quaddist / scale, half_logdet + half_n * pt.log(scale), posdef & (self.scale > 0)
 
@@ -187,19 +187,11 @@ def constant_distances(data: np.ndarray) -> Distances | None:
 def line_of(matrix: Variable) -> Tensor | None:
     """The vector t of ``abs(t[:, None] - t[None, :])``."""
     match matrix.owner_op_and_inputs:
-        case (Elemwise(scalar_op=Abs()), difference):
-            pass
-        case _:
-            return None
-    match difference.owner_op_and_inputs:
-        case (Elemwise(scalar_op=Sub()), left, right):
-            pass
-        case _:
-            return None
-    kinds = {left.type.broadcastable, right.type.broadcastable}
-    if kinds != {(False, True), (True, False)}:
-        return None
-    match left.owner_op_and_inputs, right.owner_op_and_inputs:
-        case (DimShuffle(), times), (DimShuffle(), same) if times is same and times.type.ndim == 1:
-            return None if times.type.dtype in NARROW else times
+        case (
+            Elemwise(scalar_op=Abs()),
+            Variable(owner_op_and_inputs=(Elemwise(scalar_op=Sub()), left, right)),
+        ) if {left.type.broadcastable, right.type.broadcastable} == {(False, True), (True, False)}:
+            match left.owner_op_and_inputs, right.owner_op_and_inputs:
+                case (DimShuffle(), t), (DimShuffle(), same) if t is same and t.type.ndim == 1:
+                    return None if t.type.dtype in NARROW else t
     return None

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytensor.tensor as pt
+from pytensor.graph.basic import Variable
 from pytensor.graph.rewriting.basic import copy_stack_trace, node_rewriter
 from pytensor.scalar.basic import Exp, Sqrt
 from pytensor.tensor.basic import ExtractDiag
@@ -151,14 +152,9 @@ def log_diagonal_of(packed: Tensor, n: int) -> Tensor | None:
         case (
             (IncSubtensor() | AdvancedIncSubtensor()) as op,
             log_packed,
-            entries,
+            Variable(owner_op_and_inputs=(Elemwise(scalar_op=Exp()), exponents)),
             *_,
         ) if op.set_instead_of_inc and takes(packed.owner, n):
-            pass
-        case _:
-            return None
-    match entries.owner_op_and_inputs:
-        case (Elemwise(scalar_op=Exp()), exponents):
             pass
         case _:
             return None

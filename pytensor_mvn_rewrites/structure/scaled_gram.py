@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import Self
 
-import numpy as np
 import pytensor.tensor as pt
 
 from pytensor_mvn_rewrites.graph import Tensor
 from pytensor_mvn_rewrites.ops import inv_quad_logdet
+from pytensor_mvn_rewrites.ops.gaussian import nan_unless
 from pytensor_mvn_rewrites.pipeline import structure
 from pytensor_mvn_rewrites.proofs.constants import constant_value
 from pytensor_mvn_rewrites.structure._kron import split_scale
@@ -55,7 +55,7 @@ class ScaledGram(Structure):
         """The second identity."""
         scale = self.scale[..., 0, 0]
         posdef = scale > 0
-        scale = pt.switch(posdef, scale, np.asarray(np.nan, dtype=scale.type.dtype))
+        scale = nan_unless(posdef, scale)
         quaddist, half_logdet, inner_posdef = inv_quad_logdet(delta, self.inner, "chol")
         half_n = 0.5 * self.inner.shape[-1].astype(scale.type.dtype)
         return quaddist / scale, half_logdet + half_n * pt.log(scale), posdef & inner_posdef

@@ -4,13 +4,13 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
-import numpy as np
 import pytensor.tensor as pt
 from pytensor.tensor.blockwise import Blockwise
 from pytensor.tensor.math import Dot
 
 from pytensor_mvn_rewrites.graph import Tensor, dimshuffled, is_real_float
 from pytensor_mvn_rewrites.ops import inv_quad_logdet
+from pytensor_mvn_rewrites.ops.gaussian import nan_unless
 from pytensor_mvn_rewrites.pipeline import structure
 from pytensor_mvn_rewrites.proofs.constants import constant_value
 from pytensor_mvn_rewrites.proofs.diagonals import without_round_trip
@@ -75,7 +75,7 @@ class Rescaled(Structure):
         if delta.type.broadcastable[-1]:
             return None
         nonzero = pt.abs(self.scale) > 0
-        scale = pt.switch(nonzero, self.scale, np.asarray(np.nan, dtype=self.scale.type.dtype))
+        scale = nan_unless(nonzero, self.scale)
         delta, sign = (delta * scale, -1) if param == "tau" else (delta / scale, 1)
         quaddist, half_logdet, posdef = inv_quad_logdet(delta, self.inner, param)
         half_logdet = half_logdet + sign * pt.log(pt.abs(scale)).sum(axis=-1)

@@ -88,7 +88,7 @@ def test_exact_graph(rng):
     expected = expm_quad_logdet(delta, np.zeros(()), X)
     values = {delta: rng.normal(size=4), a: exponent(rng, n=4, condition=3.0)}
     graph = list(inv_quad_logdet(delta, pt.linalg.expm(X)))
-    assert_rewrites_to(graph, expected, values, condition=1e2, pipeline=False)
+    assert_rewrites_to(graph, expected, values, condition=1e2)
 
 
 def test_exact_graph_with_scale_and_noise(rng):
@@ -100,7 +100,7 @@ def test_exact_graph_with_scale_and_noise(rng):
     expected = [quaddist / scale, half_logdet + 2.0 * pt.log(scale), posdef & (scale > 0)]
     values = {delta: rng.normal(size=4), a: exponent(rng, n=4, condition=3.0), s: 0.3}
     values |= {c.owner.inputs[0]: 0.2}
-    assert_rewrites_to(graph, expected, values, condition=1e2, pipeline=False)
+    assert_rewrites_to(graph, expected, values, condition=1e2)
 
 
 @pytest.mark.parametrize("jitter", [1e-6, -0.1, -10.0, np.nan])

@@ -97,7 +97,7 @@ def test_exact_graph(rng):
     graph = list(inv_quad_logdet(delta, kron(A, B) + s**2 * pt.eye(6)))
     expected = noisy_kronecker_quad_logdet(delta, s**2, [A, B])
     values = {delta: rng.normal(size=6), s: 0.5, a: spd(rng, n=2), b: spd(rng, n=3)}
-    assert_rewrites_to(graph, expected, values, condition=1e2, pipeline=False)
+    assert_rewrites_to(graph, expected, values, condition=1e2)
 
 
 FORMS = {

@@ -18,7 +18,7 @@ import numpy as np
 from pytensor.link.jax.dispatch import jax_funcify
 
 from pytensor_mvn_rewrites.lower.jax.densities import inv_quad_logdet, mvnormal_logp, with_pullback
-from pytensor_mvn_rewrites.lower.jax_backend import FAMILIES, JaxGaussianOp
+from pytensor_mvn_rewrites.lower.jax_backend import JaxGaussianOp
 from pytensor_mvn_rewrites.lower.kinks import Materialized
 from pytensor_mvn_rewrites.ops import InvQuadLogdet, MvNormalLogp
 
@@ -29,13 +29,9 @@ IMPLEMENTATIONS = {MvNormalLogp: mvnormal_logp, InvQuadLogdet: inv_quad_logdet}
 @jax_funcify.register(JaxGaussianOp)
 def jax_funcify_gaussian(op, node, **kwargs):
     """The implementation of a lowered op, in the dtype that PyTensor computes in."""
-    [forward_op] = (
-        family.forward_op
-        for family in FAMILIES
-        if op.references[0] in (family.forward_op, family.pullback_op)
-    )
-    function = partial(IMPLEMENTATIONS[forward_op], param=op.param)
-    n_inputs = len(forward_op.core_ndims)
+    [density] = (d for d in IMPLEMENTATIONS if op.references[0] in (d, d.pullback_type))
+    function = partial(IMPLEMENTATIONS[density], param=op.param)
+    n_inputs = len(density.core_ndims)
     floats = [out.type.dtype for out in node.outputs if out.type.dtype != "bool"]
     # what JAX makes of float64 where its x64 mode is off
     compute = jax.dtypes.canonicalize_dtype(np.result_type(*floats))

@@ -44,11 +44,11 @@ from pytensor_mvn_rewrites.lower.numba.jit import (
 )
 from pytensor_mvn_rewrites.lower.numba.lanes import HIGHEST_QUAD
 from pytensor_mvn_rewrites.lower.numba.lapack import (
+    AS_IS,
+    TRANSPOSED,
     lapack_factorize,
     lapack_invert_factor,
-    multiply,
-    multiply_columns,
-    multiply_transposed,
+    matmul,
 )
 from pytensor_mvn_rewrites.lower.numba.vectors import load, store, store_bool
 
@@ -105,11 +105,11 @@ def run_matrices(table):
             rows = min(block, n_r - start)
             load_deltas(table, start, rows, m, is_grouped, delta)
             if param == TAU:
-                multiply(delta, symmetric, rows, a)
+                matmul(rows, n, n, AS_IS, delta, AS_IS, symmetric, 0.0, a)
             else:
-                multiply_transposed(delta, factor, rows, z)
+                matmul(rows, n, n, AS_IS, delta, TRANSPOSED, factor, 0.0, z)
                 if wants_gradient:
-                    multiply(z, factor, rows, a)
+                    matmul(rows, n, n, AS_IS, z, AS_IS, factor, 0.0, a)
             for row in range(rows):
                 r = row_number(table, m, start + row, is_grouped)
                 left, right = (delta, a) if param == TAU else (z, z)
@@ -125,7 +125,7 @@ def run_matrices(table):
                     scale(2.0 * g_quad, delta if param == TAU else a, u, row)
             if wants_matrix:
                 others = delta if param == TAU else z if param == CHOL else a
-                multiply_columns(u, others, rows, 1.0, products)
+                matmul(n, n, rows, TRANSPOSED, u, AS_IS, others, 1.0, products)
         if not fine:
             do_again(redo_table, m)
             continue
@@ -235,11 +235,11 @@ def add_shared(table, output, m, sign, vector_sum):
 
 
 @njit_exact
-def store_matrix(table, m, g_half_logdet, inverse_factor, symmetric, products):
-    """Write the gradient for the matrix, which is that for its lower triangle."""
+def store_matrix(table, m, g_half_logdet, inverse, symmetric, products):
+    """Write the gradient for the matrix, given the inverse of its factor: a lower triangle."""
     n, param = table[N], table[PARAM]
     if param != CHOL:
-        multiply_columns(inverse_factor, inverse_factor, n, 0.0, symmetric)
+        matmul(n, n, n, TRANSPOSED, inverse, AS_IS, inverse, 0.0, symmetric)
     target = element(table, DMATRIX, 0, m)
     for i in range(n):
         for j in range(n):
@@ -247,7 +247,7 @@ def store_matrix(table, m, g_half_logdet, inverse_factor, symmetric, products):
             if param == CHOL and j <= i:
                 number = -products[i, j]
                 if i == j:
-                    number += g_half_logdet * inverse_factor[i, i]
+                    number += g_half_logdet * inverse[i, i]
             elif j <= i:
                 number = g_half_logdet * symmetric[i, j] - products[i, j]
                 if param == TAU:

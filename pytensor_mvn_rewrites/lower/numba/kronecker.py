@@ -24,10 +24,7 @@ from pytensor_mvn_rewrites.lower.numba.structured import (
     number,
 )
 from pytensor_mvn_rewrites.lower.numba.vectors import load, store, store_bool
-from pytensor_mvn_rewrites.ops import (
-    DecomposedKroneckerQuadLogdet,
-    DecomposedKroneckerQuadLogdetPullback,
-)
+from pytensor_mvn_rewrites.ops import NoisyKroneckerQuadLogdet, NoisyKroneckerQuadLogdetPullback
 
 NAMES = (
     *("delta", "noise", "g_quad", "g_half_logdet"),
@@ -35,22 +32,23 @@ NAMES = (
 )
 DELTA, NOISE, G_QUAD, G_HALF_LOGDET, QUADDIST, HALF_LOGDET, POSDEF, D_DELTA, D_NOISE = range(9)
 #: The operands of the first Kronecker factor; those of the others follow
-FACTOR_NAMES = ("eigenvectors", "eigenvalues", "d_factor")
-EIGENVECTORS, EIGENVALUES, D_FACTOR = range(9, 12)
+FACTOR_NAMES = ("eigenvalues", "eigenvectors", "d_factor")
+EIGENVALUES, EIGENVECTORS, D_FACTOR = range(9, 12)
 PER_FACTOR = 3
 
 EPS = float(np.finfo("float64").eps)
 
 
-@compiled_by(DecomposedKroneckerQuadLogdet, DecomposedKroneckerQuadLogdetPullback)
+@compiled_by(NoisyKroneckerQuadLogdet, NoisyKroneckerQuadLogdetPullback)
 def kronecker_function(op, node) -> NodeFunction:
     """The function that a node calls, for the value or the gradient."""
     factors = range(op.n_factors)
-    eigen = " ".join(f"{name}{k}" for name in ("eigenvectors", "eigenvalues") for k in factors)
-    names = f"delta noise {eigen} -> quaddist half_logdet posdef"
-    if isinstance(op, DecomposedKroneckerQuadLogdetPullback):
+    kinds = ("factor", "eigenvalues", "eigenvectors")
+    parts = " ".join(f"{name}{k}" for name in kinds for k in factors)
+    names = f"delta noise {parts} -> quaddist half_logdet posdef"
+    if isinstance(op, NoisyKroneckerQuadLogdetPullback):
         gradients = " ".join(f"d_factor{k}" for k in factors)
-        names = f"delta noise {eigen} g_quad g_half_logdet -> d_delta d_noise {gradients}"
+        names = f"delta noise {parts} g_quad g_half_logdet -> d_delta d_noise {gradients}"
     places = [*NAMES, *(f"{name}{k}" for k in factors for name in FACTOR_NAMES)]
     condition = f"n == {' * '.join(f'n{k + 1}' for k in factors)}"
     return NodeFunction.of(op, node, "kronecker", names, places, condition)

@@ -157,27 +157,6 @@ def orthonormalize(rows, diagonal):
 
 
 @njit_exact
-def multiply(rows, matrix, count, out):
-    """Multiply the first rows of an array by a square matrix: ``out[:count] = rows @ matrix``."""
-    n = matrix.shape[0]
-    matmul(count, n, n, AS_IS, rows, AS_IS, matrix, 0.0, out)
-
-
-@njit_exact
-def multiply_transposed(rows, matrix, count, out):
-    """The same with ``matrix.T``."""
-    n = matrix.shape[0]
-    matmul(count, n, n, AS_IS, rows, TRANSPOSED, matrix, 0.0, out)
-
-
-@njit_exact
-def multiply_columns(left, right, count, beta, out):
-    """The sum of the outer products of rows: ``out = left.T @ right + beta * out``."""
-    n = out.shape[0]
-    matmul(n, n, count, TRANSPOSED, left, AS_IS, right, beta, out)
-
-
-@njit_exact
 def matmul(rows, columns, inner, how_left, left, how_right, right, beta, out):
     """BLAS's dgemm on C-contiguous arrays of any shapes: ``out = left @ right + beta * out``.
 

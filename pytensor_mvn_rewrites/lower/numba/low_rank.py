@@ -21,9 +21,9 @@ from pytensor_mvn_rewrites.lower.numba.structured import (
 )
 from pytensor_mvn_rewrites.lower.numba.vectors import load, store, store_bool
 from pytensor_mvn_rewrites.ops import (
-    DecomposedLowRankQuadLogdet,
-    DecomposedLowRankQuadLogdetPullback,
     LowRankFactorization,
+    LowRankQuadLogdet,
+    LowRankQuadLogdetPullback,
 )
 
 NAMES = (
@@ -42,12 +42,13 @@ def factorization_function(op, node) -> NodeFunction:
     return NodeFunction.of(op, node, "low_rank_factorization", names, NAMES)
 
 
-@compiled_by(DecomposedLowRankQuadLogdet, DecomposedLowRankQuadLogdetPullback)
+@compiled_by(LowRankQuadLogdet, LowRankQuadLogdetPullback)
 def low_rank_function(op, node) -> NodeFunction:
     """The function that a node calls, for the value or the gradient."""
-    names = "delta root Q inv_R diag_R -> quaddist half_logdet posdef"
-    if isinstance(op, DecomposedLowRankQuadLogdetPullback):
-        names = "delta factor diag root Q inv_R g_quad g_half_logdet -> d_delta d_factor d_diag"
+    parts = "delta factor diag root Q inv_R diag_R"
+    names = f"{parts} -> quaddist half_logdet posdef"
+    if isinstance(op, LowRankQuadLogdetPullback):
+        names = f"{parts} g_quad g_half_logdet -> d_delta d_factor d_diag"
     return NodeFunction.of(op, node, "low_rank", names, NAMES)
 
 
