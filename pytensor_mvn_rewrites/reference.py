@@ -28,7 +28,9 @@ from pytensor.graph.rewriting.basic import dfs_rewriter, node_rewriter
 from pytensor.graph.traversal import toposort
 from pytensor.link.basic import PerformLinker, WrapLinker
 from pytensor.scalar.basic import ScalarType
+from pytensor.tensor.basic import ScalarFromTensor
 from pytensor.tensor.random.type import RandomType
+from pytensor.tensor.subtensor import Subtensor, indices_from_subtensor
 from pytensor.tensor.type import TensorType
 
 from pytensor_mvn_rewrites.config import forced_here
@@ -110,8 +112,10 @@ class _Term:
     values of `rvs`; or the potential, if there are none.
     """
 
-    def __init__(self, rvs: Sequence[Any], graphs: Sequence[Variable], transforms: Sequence = ()):
-        self.rvs, self.graphs, self.transforms = rvs, graphs, transforms
+    def __init__(
+        self, names: Sequence[str], rvs: Sequence[Any], graphs: Sequence[Variable], transforms=()
+    ):
+        self.names, self.rvs, self.graphs, self.transforms = names, rvs, graphs, transforms
         nodes = list(toposort(graphs))
         numbers: dict[Variable, int] = {}
         for var in chain(*(node.inputs for node in nodes), graphs):
@@ -160,8 +164,11 @@ def _terms(model: pm.Model) -> list[_Term]:
     for node, rvs in nodes.items():
         inputs = [next(of_values) for _ in node.inputs]
         own = [transforms[rv] for rv in rvs]
-        terms.append(_Term(rvs, [*inputs, *(values[rv] for rv in rvs)], own))
-    return [*terms, *(_Term([], [potential]) for potential in of_values)]
+        names = [rv.name for rv in rvs]
+        terms.append(_Term(names, rvs, [*inputs, *(values[rv] for rv in rvs)], own))
+    for potential, graph in zip(model.potentials, of_values, strict=True):
+        terms.append(_Term([str(potential.name)], [], [graph]))
+    return terms
 
 
 def _fixed(leaf: Any) -> Hashable:
@@ -204,6 +211,7 @@ class _Group:
         varying = [column for column in columns if not _is_one(column)]
         shared = [column for column in columns if _is_one(column) and _is_value(column[0])]
         self.n_terms, self.n_varying = len(terms), len(varying)
+        self.names = [name for term in terms for name in term.names]
         self.columns = [*varying, *shared]
         self.constants = {
             k: np.stack([leaf.data for leaf in column])
@@ -243,6 +251,16 @@ class _Group:
                     yield (kind, leaf.name), part
             else:
                 yield (kind, self.columns[k][0].name), result
+
+    def shapes(self, variables: Sequence[Any], point: Point) -> list[tuple[int, ...]]:
+        """The shapes of variables that :attr:`total` of the first term is computed from."""
+        shapes = [var.shape for var in variables]
+        function = pytensor.function(
+            self.leaves, shapes, mode=UNREWRITTEN, on_unused_input="ignore"
+        )
+        arguments = self._arguments([0], point, {})[: len(self.leaves)]
+        own = [a[0] if k < self.n_varying else a for k, a in enumerate(arguments)]
+        return [tuple(map(int, shape)) for shape in function(*own)]
 
     def _agree(self, some: Sequence[int], arguments) -> bool:
         try:
@@ -336,8 +354,24 @@ def _gradient(cost: Tensor, wrt: Sequence[Tensor]) -> list[Tensor]:
 def _prepared(logp: Tensor) -> Tensor:
     """`logp` with the checks of a compiled model, and sums that Python can do."""
     fgraph = FunctionGraph(outputs=[logp], clone=True, copy_inputs=False)
-    dfs_rewriter(local_check_parameter_to_ninf_switch, split_wide_sum).rewrite(fgraph)
+    dfs_rewriter(local_check_parameter_to_ninf_switch, split_wide_sum, gathered).rewrite(fgraph)
     return fgraph.outputs[0]
+
+
+@node_rewriter([Subtensor])
+def gathered(fgraph, node):
+    """x[i] of a scalar i that differs from term to term -> x[[i]][0].
+
+    PyTensor's batched form of the first, and its gradient, hold a copy of x for each term.
+    """
+    x: Any = node.inputs[0]
+    indices: list[Any] = list(indices_from_subtensor(node.inputs[1:], node.op.idx_list))
+    for axis, index in enumerate(indices):
+        maker = getattr(index, "owner", None)
+        if maker is not None and isinstance(maker.op, ScalarFromTensor):
+            taken = x[(*[slice(None)] * axis, maker.inputs[0][None])]
+            return [taken[(*indices[:axis], 0, *indices[axis + 1 :])]]
+    return None
 
 
 @node_rewriter([pt.add])

@@ -11,6 +11,7 @@ from importlib import import_module
 import numpy as np
 import pytensor
 import pytensor.tensor as pt
+import pytest
 from pymc.logprob.rewriting import logprob_rewrites_db, specialization_ir_rewrites_db
 from pytensor.compile.mode import Mode, optdb
 from pytensor.graph.basic import Variable, equal_computations
@@ -249,6 +250,16 @@ def replaced(monkeypatch, guard, wrap):
         monkeypatch.setattr(guard, "function", wrap(guard.function))
     else:
         monkeypatch.setattr(guard.rewriter, "transform", wrap(guard.rewriter.transform))
+
+
+@contextmanager
+def warns_of_failures(match: str | None = None) -> Iterator[list]:
+    """Rewrites fail in this block as they do for users: with a warning."""
+    with (
+        pytensor.config.change_flags(on_opt_error="warn"),
+        pytest.warns(mvn.RewriteFailedWarning, match=match) as caught,
+    ):
+        yield caught
 
 
 def failing(function):
