@@ -132,7 +132,9 @@ class Explanation:
         if self.nodes_before:
             yield "fired", [_fired_row(*event) for event in self.fired]
             yield "declined", [_declined_row(event) for event in self.declined]
-        remedy = "see what was declined" if self.declined else REMEDY
+        explained = {event.variables for event in self.declined if event.remedy}
+        is_above = all(operation.variables in explained for operation in self.dense)
+        remedy = "see what was declined" if is_above else REMEDY
         dense: list[tuple[str, ...]] = [(o.op, o.variables, o.size) for o in self.dense]
         yield f"left dense (remedy: {remedy})" if dense else "left dense", dense
 
