@@ -5,7 +5,7 @@ from pytensor_mvn_rewrites.config import add_flags, disable, enable
 from pytensor_mvn_rewrites.explain import Explanation, explain
 from pytensor_mvn_rewrites.generative.fuse import fuse_model, unfuse
 from pytensor_mvn_rewrites.pipeline import RewriteFailedWarning
-from pytensor_mvn_rewrites.verify import Verification, verify
+from pytensor_mvn_rewrites.verify import Verification, VerificationError, verify
 
 add_flags()
 pipeline.activate()
@@ -14,6 +14,7 @@ __all__ = [
     "Explanation",
     "RewriteFailedWarning",
     "Verification",
+    "VerificationError",
     "disable",
     "enable",
     "explain",

@@ -14,6 +14,10 @@ Flags live in ``pytensor.config``, so ``PYTENSOR_FLAGS`` and ``pytensor.config.c
     about 100 000) in code that is compiled from now on; 0 for one per core. The numbers are the
     same, bit by bit. The default is 1 because samplers run their chains in parallel. Numba only.
 
+``mvn_rewrites__verify``
+    Whether to evaluate what each rewrite replaces, before and after, at random inputs, and to raise
+    where the two differ. It is slow. See :mod:`~pytensor_mvn_rewrites.checks`.
+
 They are read when a graph is rewritten, not when the package is imported, because PyMC's
 pre-gradient pass and modes given by name ignore ``excluding(...)``.
 """
@@ -26,7 +30,7 @@ from threading import Lock
 from typing import Any
 
 import pytensor
-from pytensor.configparser import EnumStr, IntParam, StrParam
+from pytensor.configparser import BoolParam, EnumStr, IntParam, StrParam
 
 STAGES = ("generative", "logprob", "reroll", "recognize", "structure", "lower")
 OPT_IN_TAG = "mvn_rewrites"
@@ -70,6 +74,17 @@ def add_flags() -> None:
         IntParam(1, validate=lambda number: number >= 0),
         in_c_key=False,
     )
+    _config.add(
+        "mvn_rewrites__verify",
+        "Whether to evaluate what each MvNormal rewrite replaces, before and after.",
+        BoolParam(False),
+        in_c_key=False,
+    )
+
+
+def verifies() -> bool:
+    """Whether each rewrite is checked as it happens, see :mod:`~pytensor_mvn_rewrites.checks`."""
+    return _config.mvn_rewrites__verify
 
 
 def n_threads() -> int:

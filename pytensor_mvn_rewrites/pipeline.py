@@ -25,16 +25,21 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from importlib import import_module
 from pkgutil import iter_modules
 
+import pytensor
 from pytensor.compile.mode import optdb
+from pytensor.graph.basic import Variable
+from pytensor.graph.replace import clone_replace
 from pytensor.graph.rewriting.basic import GraphRewriter, NodeRewriter
 from pytensor.graph.rewriting.db import RewriteDatabase
 
-from pytensor_mvn_rewrites.config import OPT_IN_TAG, is_active
+from pytensor_mvn_rewrites.checks import check_rewrite
+from pytensor_mvn_rewrites.config import OPT_IN_TAG, is_active, verifies
+from pytensor_mvn_rewrites.names import collapsed, densities_of, new_linear_algebra
 
 #: Position of the lowering in `optdb`: after ``specialize`` (2), before elementwise fusion (49).
 LOWER_POSITION = 2.9
@@ -42,6 +47,9 @@ LOWER_POSITION = 2.9
 #: Positions in PyMC's sequence of logprob rewrites: before its first (0), and after its last
 #: canonicalization (4).
 IR_START, IR_END = -1.0, 4.5
+
+#: The remedy where lengths or data could change.
+FREEZE = "freeze the model with pymc.model.transform.optimization.freeze_dims_and_data"
 
 #: PyTensor leaves rewrites with this tag out of the inner graphs of ops such as ours.
 RECOGNITION_TAG = "symbolic_op_recognition"
@@ -74,11 +82,17 @@ class RewriteFailedWarning(UserWarning):
 
 @dataclass(frozen=True)
 class Fired:
-    """A rewrite changed the graph; `detail` says on what."""
+    """A rewrite changed the graph.
+
+    `detail` says on what, `variables` in whose log-densities, and `became` names the linear algebra
+    that it put there.
+    """
 
     stage: str
     rule: str
     detail: str = ""
+    variables: str = ""
+    became: str = ""
 
 
 @dataclass(frozen=True)
@@ -88,6 +102,8 @@ class Declined:
     stage: str
     rule: str
     reason: str
+    remedy: str = ""
+    variables: str = ""
 
 
 _events: ContextVar[list[Fired | Declined] | None] = ContextVar("mvn_rewrites_events", default=None)
@@ -114,8 +130,13 @@ _failed: set[str] = set()
 
 
 def warn_of_failure(name: str, error: Exception) -> None:
-    """Warn the first time that the rewrite `name` fails; the graph is used unrewritten."""
-    if name in _failed:
+    """Warn the first time that the rewrite `name` fails; the graph is used unrewritten.
+
+    PyTensor's flag ``on_opt_error`` asks for something else if it is ``raise`` or ``ignore``.
+    """
+    if pytensor.config.on_opt_error == "raise":
+        raise error
+    if name in _failed or pytensor.config.on_opt_error == "ignore":
         return
     _failed.add(name)
     warnings.warn(
@@ -148,13 +169,25 @@ class GuardedNodeRewriter(NodeRewriter):
         """Apply the wrapped rewriter if its stage is active."""
         if not is_active(self.stage, opted_in=self.opted_in):
             return None
+        events = _events.get()
+        start = 0 if events is None else len(events)
         try:
             result = self.rewriter.transform(fgraph, node, *args, **kwargs)
         except Exception as error:
             warn_of_failure(self.__name__, error)
             return None
-        if result:
-            record(Fired(self.stage, self.__name__))
+        if verifies() and result:
+            is_dict = isinstance(result, dict)
+            pairs = result.items() if is_dict else zip(node.outputs, result, strict=True)
+            kept = {old: new for old, new in pairs if isinstance(new, Variable)}
+            check_rewrite(self.__name__, [*kept], [*kept.values()])
+        if events is not None:
+            if result:
+                became = ", ".join(new_linear_algebra(fgraph, result))
+                record(Fired(self.stage, self.__name__, became=became))
+            if events[start:]:
+                variables = collapsed(densities_of(fgraph, node))
+                events[start:] = [replace(event, variables=variables) for event in events[start:]]
         return result
 
     def __str__(self):
@@ -178,10 +211,16 @@ class GuardedGraphRewriter(GraphRewriter):
         """Apply the function if its stage is active."""
         if not is_active(self.stage, opted_in=self.opted_in):
             return
+        # copies: the rewrite changes the graph itself
+        before = clone_replace(fgraph.outputs, {}) if verifies() else None
+        nodes = set(fgraph.apply_nodes) if verifies() else set()
         try:
             self.function(fgraph)
         except Exception as error:
             warn_of_failure(self.__name__, error)
+            return
+        if before is not None and nodes != fgraph.apply_nodes:
+            check_rewrite(self.__name__, before, fgraph.outputs)
 
 
 def rule_name(rule) -> str:

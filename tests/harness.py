@@ -289,6 +289,16 @@ def rules_that_run() -> Iterator[dict[str, bool]]:
         yield changed
 
 
+@contextmanager
+def warns_of_failures(match: str | None = None) -> Iterator[list]:
+    """Rewrites fail in this block as they do for users: with a warning."""
+    with (
+        pytensor.config.change_flags(on_opt_error="warn"),
+        pytest.warns(mvn.RewriteFailedWarning, match=match) as caught,
+    ):
+        yield caught
+
+
 def failing(function):
     def fail(*args, **kwargs):
         raise ZeroDivisionError("no such luck")

@@ -29,6 +29,7 @@ from tests.harness import (
     guards,
     replaced,
     rules_that_run,
+    warns_of_failures,
 )
 
 RNG = np.random.default_rng(20261129)
@@ -388,7 +389,7 @@ def test_failure_of_a_rule(stage, rule, models_of_rules, monkeypatch):
         return
     for guard in guards(stage, rule):
         replaced(monkeypatch, guard, failing)
-    with pytest.warns(mvn.RewriteFailedWarning, match=f"{rule!r} failed") as caught:
+    with warns_of_failures(f"{rule!r} failed") as caught:
         got = numbers(name, MODES.get(rule, NUMBA))
     assert len([w for w in caught if w.category is mvn.RewriteFailedWarning]) == 1
     assert_same(got, expected(name))
@@ -400,7 +401,7 @@ def test_failure_of_a_rule(stage, rule, models_of_rules, monkeypatch):
 )
 def test_failure_of_a_derivation(rule, function, monkeypatch):
     monkeypatch.setattr(densities, function, failing(None))
-    with pytest.warns(mvn.RewriteFailedWarning, match=f"{rule!r} failed"):
+    with warns_of_failures(f"{rule!r} failed"):
         got = numbers("loop")
     assert_same(got, expected("loop"))
 

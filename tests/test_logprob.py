@@ -122,4 +122,4 @@ def test_both_triangles_of_a_precision(form):
             1 if form == "constant" else a
         )
         pm.MvNormal("y", a * np.ones(3), tau=tau, observed=observed)
-    assert mvn.verify(model, mode=PIPELINE_MODE).ok
+    assert mvn.verify(model, modes=PIPELINE_MODE).ok

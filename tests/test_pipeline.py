@@ -18,7 +18,7 @@ from pytensor.graph.traversal import ancestors
 import pytensor_mvn_rewrites as mvn
 from pytensor_mvn_rewrites import pipeline
 from pytensor_mvn_rewrites.pipeline import GuardedGraphRewriter, GuardedNodeRewriter
-from tests.harness import our_ops
+from tests.harness import our_ops, warns_of_failures
 from tests.zoo import thread_loop
 
 COUNT_FUSED = """
@@ -81,9 +81,10 @@ def test_failing_graph_rewrite_warns_once_and_leaves_the_graph():
     x = pt.vector("x")
     fgraph = pytensor.graph.fg.FunctionGraph([x], [x + x], clone=False)
     guarded = GuardedGraphRewriter(raising, "reroll")
-    with pytest.warns(mvn.RewriteFailedWarning, match="'raising' failed with RuntimeError"):
+    with warns_of_failures("'raising' failed with RuntimeError") as caught:
         guarded.apply(fgraph)
-    guarded.apply(fgraph)  # a second warning would be an error here
+        guarded.apply(fgraph)
+    assert len(caught) == 1
     assert [str(node.op) for node in fgraph.apply_nodes] == ["Add"]
 
 
@@ -96,9 +97,10 @@ def test_failing_node_rewrite_warns_once_and_leaves_the_node():
     x = pt.vector("x")
     fgraph = pytensor.graph.fg.FunctionGraph([x], [x + x], clone=False)
     [node] = fgraph.apply_nodes
-    with pytest.warns(mvn.RewriteFailedWarning, match="'raising_rule' failed"):
+    with warns_of_failures("'raising_rule' failed") as caught:
         assert guarded.transform(fgraph, node) is None
-    assert guarded.transform(fgraph, node) is None
+        assert guarded.transform(fgraph, node) is None
+    assert len(caught) == 1
 
 
 def test_failing_stage_leaves_a_model_right(monkeypatch):
@@ -107,7 +109,7 @@ def test_failing_stage_leaves_a_model_right(monkeypatch):
     point = model.initial_point()
     expected = model.compile_logp(mode="FAST_COMPILE")(point)
     monkeypatch.setattr("pytensor_mvn_rewrites.reroll._packs.LockStep.batch", raising, raising=True)
-    with pytest.warns(mvn.RewriteFailedWarning, match="reroll_sums"):
+    with warns_of_failures("reroll_sums"):
         actual = model.compile_logp(mode="FAST_COMPILE")(point)
     np.testing.assert_allclose(actual, expected, rtol=1e-12)
 

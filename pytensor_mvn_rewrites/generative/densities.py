@@ -21,12 +21,14 @@ from pytensor_mvn_rewrites.generative.loops import (
     find_loops,
     identity,
     is_tensor,
+    name_of,
     one_row,
     places,
     with_parameters,
 )
 from pytensor_mvn_rewrites.generative.stacks import copied
 from pytensor_mvn_rewrites.graph import Tensor, substituted
+from pytensor_mvn_rewrites.names import SUFFIX, collapsed
 from pytensor_mvn_rewrites.pipeline import Fired, derivation, record, warn_of_failure
 from pytensor_mvn_rewrites.reroll._dims import declare_lengths
 from pytensor_mvn_rewrites.reroll._vectorize import CannotBatch, vectorize_outputs
@@ -173,6 +175,8 @@ def density_of_loop(
     batched = {var: new for var, new in zip(own, batches, strict=True) if new is not None}
     first_term = {a: b for a, b in zip(own, originals, strict=True) if a is not b}
     [density] = vectorize_outputs([logp], batched, len(loop.member_of_row), rvs, first_term)
+    if density.name is None:
+        density.name = collapsed(map(name_of, loop.members)) + SUFFIX
     return density
 
 

@@ -19,6 +19,7 @@ from pytensor.tensor.type import TensorType
 from pytensor.tensor.type_other import NoneConst
 
 from pytensor_mvn_rewrites.graph import without_leading_ones
+from pytensor_mvn_rewrites.names import collapsed
 from pytensor_mvn_rewrites.pipeline import Declined, record
 from pytensor_mvn_rewrites.proofs.constants import constant_value
 from pytensor_mvn_rewrites.reroll._lockstep import CannotReroll, LockStep
@@ -60,7 +61,7 @@ class Loop:
         return np.repeat(np.arange(len(self.members)), self.rows or 1)
 
     def __str__(self):
-        return f"{len(self.members)} variables like {self.members[0].name}"
+        return f"{len(self.members)} variables {collapsed(map(name_of, self.members))}"
 
 
 def places(count: int, rows: Sequence[int] | None) -> list[int] | list[slice]:
@@ -284,14 +285,22 @@ def _batched(
         for pack, is_fixed in zip(packs, fixed, strict=True):
             batches.append(batch(pack) if is_tensor(pack[0]) else None)
             if is_fixed and batches[-1] is not None:
-                return declined(members, f"they differ in {pack[0]}, which is no parameter")
+                return declined(
+                    members,
+                    f"they differ in {pack[0]}, which is no parameter",
+                    "let all members of the loop have the same",
+                )
             if batches[-1] is not None and not are_finite(pack):
                 # PyMC leaves out the terms of a bound that is a constant infinity
-                return declined(members, "a parameter is infinite in some of them")
+                return declined(
+                    members,
+                    "a parameter is infinite in some of them",
+                    "write a loop for each kind of bounds",
+                )
         if values[0] is not None:
             value = join_rows(values) if rows else batch(values)
     except CannotReroll as reason:
-        return declined(members, str(reason))
+        return declined(members, str(reason), reason.remedy)
     of_first = [pack[0] for pack in packs]
     if not rows:
         return Loop(members, of_first, batches, value)
@@ -319,10 +328,15 @@ def draws(var: Variable, valued: Collection[Variable]) -> bool:
     return any(isinstance(node.op, RNGConsumerOp | MeasurableOp) for node in nodes)
 
 
-def declined(members: Sequence[Variable], reason: str) -> Any:
+def declined(members: Sequence[Variable], reason: str, remedy: str = "") -> Any:
     """Note that a loop is left to PyMC."""
-    detail = f"{len(members)} variables like {members[0].name}: {reason}"
-    record(Declined("generative", "loops_of_random_variables", detail))
+    variables = collapsed(map(name_of, members))
+    record(Declined("generative", "loops_of_random_variables", reason, remedy, variables))
+
+
+def name_of(var: Variable) -> str:
+    """The name of a variable, or what it is."""
+    return var.name or str(var)
 
 
 def identity(thing: Any) -> Any:

@@ -16,6 +16,7 @@ from pytensor.scalar.basic import ScalarType
 from pytensor.tensor.subtensor import AdvancedSubtensor, Subtensor
 from pytensor.tensor.type import DenseTensorType
 
+from pytensor_mvn_rewrites.pipeline import FREEZE
 from pytensor_mvn_rewrites.reroll._cost import Cost
 from pytensor_mvn_rewrites.reroll._dims import DimEquations
 from pytensor_mvn_rewrites.reroll._indexing import batch_of_indices, batch_of_slices
@@ -25,7 +26,11 @@ from pytensor_mvn_rewrites.reroll._walk import Key, Walk, key_of
 
 
 class CannotReroll(Exception):
-    """The pack stays as it is; the message says why."""
+    """The pack stays as it is; the message says why, and `remedy` what a user can do."""
+
+    def __init__(self, reason: str, remedy: str = ""):
+        super().__init__(reason)
+        self.remedy = remedy
 
 
 class _NoBatchedForm(Exception):
@@ -170,7 +175,8 @@ class LockStep(Walk):
                 continue
             if not self._equations.all_equal(pack, axis):
                 raise CannotReroll(
-                    f"lengths of dimension {axis} of {pack[0]} and others may differ"
+                    f"lengths of dimension {axis} of {pack[0]} and others may differ",
+                    f"give them a shape, or {FREEZE}",
                 )
         self.stacks[key] = stack_variables(pack)
         return self.stacks[key]

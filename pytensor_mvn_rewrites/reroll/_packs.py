@@ -9,6 +9,7 @@ from pytensor.graph.basic import Variable
 from pytensor.graph.fg import FunctionGraph
 from pytensor.tensor.random.op import RandomVariable
 
+from pytensor_mvn_rewrites.names import SUFFIX, collapsed
 from pytensor_mvn_rewrites.pipeline import Declined, Fired, record
 from pytensor_mvn_rewrites.reroll._cost import WORTHWHILE, WORTHWHILE_STACK, Cost
 from pytensor_mvn_rewrites.reroll._lockstep import Batch, CannotReroll, LockStep
@@ -134,6 +135,10 @@ class Rerolling:
             self.memory.rejected.add(question)
             return None
         self.used |= batch.cost.stacks
+        names = [var.name for var in members if var.name and var.name.endswith(SUFFIX)]
+        if len(names) == len(members) and batch.variable.name is None:
+            of_all = collapsed(name.removesuffix(SUFFIX) for name in names)
+            batch.variable.name = of_all + SUFFIX
         record(Fired("reroll", self.rule, _describe(members)))
         return Pack(positions, batch.variable, anchored)
 
@@ -154,14 +159,18 @@ class Rerolling:
         try:
             batch = LockStep(members, signatures, self.stacks, self.used, strict).batch()
         except CannotReroll as reason:
-            record(Declined("reroll", self.rule, f"{_describe(members)}: {reason}"))
+            what = f"{_describe(members)}: {reason}"
+            record(Declined("reroll", self.rule, what, reason.remedy))
             return None
         return batch if batch.is_view or pays(batch.cost) else None
 
 
 def _describe(members: Sequence[Variable]) -> str:
-    """What a pack is, for people: the number of terms and their name or op."""
+    """What a pack is, for people: the number of terms and their names or op."""
     first = members[0]
+    names = [var.name.removesuffix(SUFFIX) for var in members if var.name]
+    if len(names) == len(members):
+        return f"{len(members)} terms {collapsed(names)}"
     return f"{len(members)} terms like {first.name or _named_input(first) or first.owner.op}"
 
 

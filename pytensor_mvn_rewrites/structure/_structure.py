@@ -12,6 +12,9 @@ from pytensor_mvn_rewrites.ops import InvQuadLogdet, MvNormalLogp
 from pytensor_mvn_rewrites.pipeline import RULES, Declined, record
 from pytensor_mvn_rewrites.structure._assemble import from_parts, outputs_like, split_inputs
 
+#: The remedy where symmetry is not proven.
+DECLARE_SYMMETRIC = "declare it by pytensor.assumptions.assume(matrix, symmetric=True)"
+
 
 class Structure:
     """What a stack of n x n matrices is made of.
@@ -43,9 +46,9 @@ class Structure:
         raise NotImplementedError
 
     @classmethod
-    def declined(cls, reason: str) -> None:
-        """Note that a matrix of this structure is left alone."""
-        record(Declined("structure", cls.__name__, reason))
+    def declined(cls, reason: str, remedy: str = "") -> None:
+        """Note that a matrix of this structure is left alone, and what a user can do about it."""
+        record(Declined("structure", cls.__name__, reason, remedy))
 
     def quad_logdet(self, delta: Tensor, param: str) -> Sequence[Tensor] | None:
         """The quadratic form, half the log-determinant, and whether all is well, each (...).

@@ -14,9 +14,10 @@ from pytensor.tensor.elemwise import Elemwise
 from pytensor.tensor.math import All, Sum
 
 from pytensor_mvn_rewrites.graph import Tensor, in_graph_order, reduced_axes
+from pytensor_mvn_rewrites.names import collapsed, densities_of
 from pytensor_mvn_rewrites.ops import MvNormalLogp, inv_quad_logdet
 from pytensor_mvn_rewrites.ops.check import BatchedCheck
-from pytensor_mvn_rewrites.pipeline import Declined, Fired, record, structure
+from pytensor_mvn_rewrites.pipeline import FREEZE, Declined, Fired, record, structure
 from pytensor_mvn_rewrites.proofs.constants import constant_value
 from pytensor_mvn_rewrites.structure._gathers import gathered
 from pytensor_mvn_rewrites.structure._rowwise import NotRowwise, linear_in_rows, with_other_rows
@@ -58,7 +59,9 @@ def constant_rows_are_compressed(fgraph):
             if (candidate := ConstantRows.of(fgraph, node)) is not None:
                 candidates.append(candidate)
         except NotRowwise as reason:
-            record(Declined("structure", "constant_rows_are_compressed", str(reason)))
+            of = collapsed(densities_of(fgraph, node))
+            name = "constant_rows_are_compressed"
+            record(Declined("structure", name, *reason.args, variables=of))
     alike = defaultdict(list)
     for candidate in candidates:
         alike[candidate.n_groups, candidate.columns.shape[1], candidate.n].append(candidate)
@@ -107,7 +110,7 @@ class ConstantRows:
         if value.type.ndim != 2 or mu.type.ndim > 2:
             return None
         if isinstance(value, SharedVariable):
-            raise NotRowwise("the value may change (pm.Data)")
+            raise NotRowwise("the value may change (pm.Data)", FREEZE)
         if not isinstance(value, Constant) or (n_rows := value.type.shape[0]) < 2:
             return None
         total, checks = summed(fgraph, node), conditions(fgraph, node)

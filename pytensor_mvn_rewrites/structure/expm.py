@@ -15,7 +15,7 @@ from pytensor_mvn_rewrites.pipeline import structure
 from pytensor_mvn_rewrites.proofs.positivity import is_positive
 from pytensor_mvn_rewrites.proofs.symmetry import is_symmetric
 from pytensor_mvn_rewrites.structure._kron import split_scale, without_batch_dims
-from pytensor_mvn_rewrites.structure._structure import Structure
+from pytensor_mvn_rewrites.structure._structure import DECLARE_SYMMETRIC, Structure
 from pytensor_mvn_rewrites.structure._sums import split_noise
 
 
@@ -57,7 +57,7 @@ class Exponential(Structure):
         if not is_real_float(exponent) or exponent.type.dtype != matrix.type.dtype:
             return None
         if not is_symmetric(fgraph, exponent):
-            return cls.declined("the exponent is not provably symmetric")
+            return cls.declined("the exponent is not proven symmetric", DECLARE_SYMMETRIC)
         if noise is not None:
             # of unknown sizes, an identity of the wrong one would go unnoticed
             if param == "tau" or static_size(exponent) is None:

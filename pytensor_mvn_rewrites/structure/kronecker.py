@@ -24,12 +24,13 @@ from pytensor_mvn_rewrites.proofs.positivity import is_positive
 from pytensor_mvn_rewrites.proofs.symmetry import is_symmetric
 from pytensor_mvn_rewrites.proofs.triangularity import Triangularity, triangularity
 from pytensor_mvn_rewrites.structure._kron import kron_factors, multiple_of_identity, sizes_of
-from pytensor_mvn_rewrites.structure._structure import Structure, known_cholesky_factor
-
-NOT_SYMMETRIC = (
-    "a Kronecker factor is not proven symmetric: declare it with "
-    "pytensor.assumptions.assume(matrix, symmetric=True)"
+from pytensor_mvn_rewrites.structure._structure import (
+    DECLARE_SYMMETRIC,
+    Structure,
+    known_cholesky_factor,
 )
+
+NOT_SYMMETRIC = "a Kronecker factor is not proven symmetric"
 
 
 #: With so many times more columns than rows, from this core size on, products with the inverse of
@@ -94,7 +95,7 @@ class Kronecker(Structure):
         if any(factor.type.dtype != matrix.type.dtype for factor in factors):
             return None
         if param != "chol" and not all(is_symmetric(fgraph, factor) for factor in factors[1:]):
-            return cls.declined(NOT_SYMMETRIC)
+            return cls.declined(NOT_SYMMETRIC, DECLARE_SYMMETRIC)
         return cls(fgraph, with_positive_signs(fgraph, scale, factors, param), sizes)
 
     def quad_logdet(self, delta, param):

@@ -8,8 +8,9 @@ from pytensor_mvn_rewrites.ops import noisy_kronecker_quad_logdet
 from pytensor_mvn_rewrites.pipeline import structure
 from pytensor_mvn_rewrites.proofs.symmetry import is_symmetric
 from pytensor_mvn_rewrites.structure._kron import kron_factors, sizes_of
-from pytensor_mvn_rewrites.structure._structure import Structure
+from pytensor_mvn_rewrites.structure._structure import DECLARE_SYMMETRIC, Structure
 from pytensor_mvn_rewrites.structure._sums import split_noise
+from pytensor_mvn_rewrites.structure.kronecker import NOT_SYMMETRIC
 
 
 @structure
@@ -51,7 +52,7 @@ class KroneckerPlusNoise(Structure):
         if sizes_of(fgraph, factors, n) is None or static_size(matrix) is None:
             return None
         if not all(is_symmetric(fgraph, factor) for factor in factors[1:]):
-            return cls.declined("a Kronecker factor is not provably symmetric")
+            return cls.declined(NOT_SYMMETRIC, DECLARE_SYMMETRIC)
         if scale is not None:
             factors[0] = scale * factors[0]
         dtype = matrix.type.dtype

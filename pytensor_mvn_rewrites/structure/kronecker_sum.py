@@ -27,10 +27,8 @@ from pytensor_mvn_rewrites.structure._kron import (
 from pytensor_mvn_rewrites.structure._structure import Structure, known_cholesky_factor
 from pytensor_mvn_rewrites.structure._sums import terms_of_sum
 
-NOT_PROVEN = (
-    "neither of two Kronecker products has factors that are all proven positive definite: declare "
-    "it with pytensor.assumptions.assume(matrix, positive_definite=True)"
-)
+NOT_PROVEN = "neither of two Kronecker products has factors that are all proven positive definite"
+DECLARE = "declare it by pytensor.assumptions.assume(matrix, positive_definite=True)"
 
 
 class Root(NamedTuple):
@@ -97,7 +95,7 @@ class KroneckerSum(Structure):
                 is_symmetric(fgraph, factor) for factor in signal.factors
             ):
                 return cls(noise, roots, signal)
-        return cls.declined(NOT_PROVEN)
+        return cls.declined(NOT_PROVEN, DECLARE)
 
     def quad_logdet(self, delta, param):
         """The identity."""

@@ -29,7 +29,7 @@ from pytensor_mvn_rewrites.graph import (
 )
 from pytensor_mvn_rewrites.ops import low_rank_quad_logdet
 from pytensor_mvn_rewrites.ops.low_rank import times
-from pytensor_mvn_rewrites.pipeline import structure
+from pytensor_mvn_rewrites.pipeline import FREEZE, structure
 from pytensor_mvn_rewrites.proofs.constants import scalar_constant
 from pytensor_mvn_rewrites.proofs.declared import NARROW, NARROW_RATIO
 from pytensor_mvn_rewrites.proofs.definiteness import Definiteness, definiteness
@@ -45,14 +45,14 @@ MIN_SIZE = 24
 #: The same for a batch of them, where the dense kernels were 2.1 times faster at n = 32.
 MIN_SIZE_IN_BATCH = 64
 
+#: Why a matrix is left alone, and the remedy.
 NOT_POSITIVE = (
-    "the diagonal is not proven positive: the sum may be positive definite all the same. "
-    "Write it as exp(...) or as the square of a positive number"
+    "the diagonal is not proven positive: the sum may be positive definite all the same",
+    "write it as exp(...) or as the square of a positive number",
 )
-
 RANK_UNKNOWN = (
-    "the rank is not known: give the parameter a shape or dims of its own, or freeze the model "
-    "with pymc.model.transform.optimization.freeze_dims_and_data"
+    "the rank is not known",
+    f"give the parameter a shape or dims of its own, or {FREEZE}",
 )
 
 
@@ -98,7 +98,7 @@ class LowRankPlusDiagonal(Structure):
             return None
         k = factor.type.shape[-1]
         if k is None and not is_narrow(fgraph, factor):
-            return cls.declined(RANK_UNKNOWN)
+            return cls.declined(*RANK_UNKNOWN)
         if k is not None and n < NARROW_RATIO * k:
             return None
         # a matrix of another size is an error either way, and JAX wants to know
@@ -106,7 +106,7 @@ class LowRankPlusDiagonal(Structure):
         factor = pt.specify_shape(factor, (*batch, n, None)) if None in sizes else factor
         # with k >= n, as a dimension may become, the sum can be definite whatever the diagonal is
         if not is_positive(diag) and (k is None or not is_uniform(diag)):
-            return cls.declined(NOT_POSITIVE)
+            return cls.declined(*NOT_POSITIVE)
         return cls(factor, diag)
 
     def quad_logdet(self, delta, param):

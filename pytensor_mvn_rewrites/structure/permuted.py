@@ -25,7 +25,7 @@ from pytensor_mvn_rewrites.proofs.constants import constant_value
 from pytensor_mvn_rewrites.proofs.diagonals import diagonal_of
 from pytensor_mvn_rewrites.proofs.symmetry import is_symmetric
 from pytensor_mvn_rewrites.structure._assemble import outputs_like
-from pytensor_mvn_rewrites.structure._structure import Structure
+from pytensor_mvn_rewrites.structure._structure import DECLARE_SYMMETRIC, Structure
 
 
 @structure
@@ -66,7 +66,9 @@ class Permuted(Structure):
         if inner is None:
             return None
         if not is_symmetric(fgraph, inner):
-            return cls.declined("the matrix that is permuted is not proven symmetric")
+            return cls.declined(
+                "the matrix that is permuted is not proven symmetric", DECLARE_SYMMETRIC
+            )
         return cls(inverse, inner)
 
     def outputs(self, node):

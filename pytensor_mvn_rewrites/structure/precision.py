@@ -14,12 +14,7 @@ from pytensor_mvn_rewrites.proofs.diagonals import diagonal_of
 from pytensor_mvn_rewrites.proofs.symmetry import is_symmetric
 from pytensor_mvn_rewrites.structure._assemble import outputs_like
 from pytensor_mvn_rewrites.structure._kron import split_scale
-from pytensor_mvn_rewrites.structure._structure import Structure
-
-NOT_SYMMETRIC = (
-    "the precision is not proven symmetric: declare it with "
-    "pytensor.assumptions.assume(matrix, symmetric=True)"
-)
+from pytensor_mvn_rewrites.structure._structure import DECLARE_SYMMETRIC, Structure
 
 
 @structure
@@ -50,7 +45,7 @@ class Inverse(Structure):
         if inverted is None or inverted.type.dtype != matrix.type.dtype:
             return None
         if not is_symmetric(fgraph, inverted):
-            return cls.declined(NOT_SYMMETRIC)
+            return cls.declined("the precision is not proven symmetric", DECLARE_SYMMETRIC)
         return cls(without_leading_ones(inverted, 2))
 
     def outputs(self, node):

@@ -201,9 +201,9 @@ def test_model(rng):
 
 
 def test_explanation(rng):
-    [(stage, rule, reason)] = mvn.explain(expm_model(rng, sym=False)).declined
-    assert (stage, rule) == ("structure", "Exponential")
-    assert "symmetric" in reason
+    [event] = mvn.explain(expm_model(rng, sym=False)).declined
+    assert (event.stage, event.rule) == ("structure", "Exponential")
+    assert "symmetric" in event.reason
 
 
 def test_one_eigendecomposition(rng):

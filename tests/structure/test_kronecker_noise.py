@@ -180,9 +180,9 @@ def test_explanation_of_a_kronecker_factor_that_may_not_be_symmetric(rng):
         b = pm.Normal("b", shape=(3, 3))
         cov = kron(np.eye(2) + 1, b) + pt.eye(6)
         pm.MvNormal("y", np.zeros(6), cov=cov, observed=rng.normal(size=6))
-    [(stage, rule, reason)] = mvn.explain(model).declined
-    assert (stage, rule) == ("structure", "KroneckerPlusNoise")
-    assert "symmetric" in reason
+    [event] = mvn.explain(model).declined
+    assert (event.stage, event.rule) == ("structure", "KroneckerPlusNoise")
+    assert "symmetric" in event.reason
 
 
 BAD = {

@@ -219,9 +219,9 @@ def test_explanation(rng):
         K, other = pt.exp(-x[0] * distances), pt.exp(-((x[1] * distances) ** 2))
         cov = kron(K, other) + kron(other, K)
         pm.MvNormal("y", np.zeros(4), cov=cov, observed=rng.normal(size=4))
-    [(stage, rule, reason)] = mvn.explain(model).declined
-    assert (stage, rule) == ("structure", "KroneckerSum")
-    assert "positive definite" in reason
+    [event] = mvn.explain(model).declined
+    assert (event.stage, event.rule) == ("structure", "KroneckerSum")
+    assert "positive definite" in event.reason
 
 
 @pytest.mark.parametrize("r", [0.5, 0.0])

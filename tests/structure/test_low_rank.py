@@ -306,9 +306,9 @@ def test_dims_of_many_factors(rng):
         cov = loadings @ loadings.T + pt.diag(pm.HalfNormal("psi", dims="item"))
         pm.MvNormal("y", np.zeros(N), cov=cov, observed=rng.normal(size=N))
     assert our_ops(rewritten([model.logp()])) == {"MvNormalLogp{cov}": 1}
-    [(_, rule, reason)] = mvn.explain(model).declined
-    assert rule == "LowRankPlusDiagonal"
-    assert "rank is not known" in reason
+    [event] = mvn.explain(model).declined
+    assert event.rule == "LowRankPlusDiagonal"
+    assert "rank is not known" in event.reason
 
 
 def test_loop_over_groups_with_dims(rng):

@@ -211,4 +211,4 @@ def test_after_all_rewrites(rng, times):
         pm.MvNormal("x", np.zeros(4), cov=pt.exp(-lags / ls[0]), observed=rng.normal(size=4))
         cov = pt.linalg.kron(other, pt.exp(-lags / ls[0]))
         pm.MvNormal("y", np.zeros(12), cov=cov, observed=rng.normal(size=12))
-    assert mvn.verify(model, mode=PIPELINE_MODE).ok
+    assert mvn.verify(model, modes=PIPELINE_MODE).ok

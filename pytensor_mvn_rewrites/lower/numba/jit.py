@@ -9,6 +9,7 @@ from PyTensor's disk cache or compiles it. Addresses are never stored on disk.
 A kernel is a function of one table of integers, see :class:`Table`.
 """
 
+import logging
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -34,6 +35,8 @@ SOURCES = sha256(
 VERSIONS = {package.__name__: package.__version__ for package in (pytensor, numba, llvmlite)}
 
 TABLE_TYPE = types.CPointer(types.intp)
+
+_logger = logging.getLogger(__name__)
 
 
 class Table:
@@ -96,7 +99,14 @@ def kernel_address(name: str) -> int:
         # contraction to fused multiply-adds is the only liberty, whatever config.numba__fastmath
         # says: NaN must stay NaN, and pivots must be compared as they are
         compiled = njit_exact(function, cache=bool(config.numba__cache))
-        compiled.compile((TABLE_TYPE,))
+        try:
+            compiled.compile((TABLE_TYPE,))
+        except Exception as error:
+            # a full disk, a folder that is read-only, a file that is cut off: if it is not the
+            # cache, this raises as well
+            compiled = njit_exact(function, cache=False)
+            compiled.compile((TABLE_TYPE,))
+            _logger.warning("The kernel %r is compiled without the disk cache: %s", name, error)
         result = compiled.overloads[(TABLE_TYPE,)]
         address = result.library.get_pointer_to_function(result.fndesc.llvm_func_name)
         _KERNELS[name] = address, compiled
