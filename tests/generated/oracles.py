@@ -134,7 +134,9 @@ class Paths:
         """All value variables are inputs: gradient-based samplers."""
         self.inputs = self.b.model.value_vars
         self.as_written = self.b.model.logp()
-        self.logp = rewrite_pregrad(self.as_written)
+        # rewrites work in place
+        copy = FunctionGraph(outputs=[self.as_written], clone=True, copy_inputs=False)
+        [self.logp] = rewrite_pregrad(copy).outputs
         graph = checked([self.logp, *gradient_of(self.logp, self.inputs)])
         # a sample: a round trip takes as long as all else
         if self.worker is not None and self.b.spec.seed % 4 == 0:

@@ -50,14 +50,15 @@ def test_pymc_batch(rng):
 
 
 def test_pymc_chol(rng):
-    x, mu, L = pt.vector("x"), pt.vector("mu"), pt.matrix("L")
+    x, mu, M = pt.vector("x"), pt.vector("mu"), pt.matrix("M")
+    L = pt.tril(M)
     assert_rewrites_to(
         pm.logp(pm.MvNormal.dist(mu, chol=L), x),
         posdef_check(*mvnormal_logp(x, mu, L, "chol")),
         {
             x: rng.normal(size=3),
             mu: rng.normal(size=3),
-            L: np.linalg.cholesky(spd(rng, n=3)),
+            M: np.linalg.cholesky(spd(rng, n=3)),
         },
     )
 
