@@ -20,8 +20,8 @@ from pytensor_mvn_rewrites.graph import Tensor
 from pytensor_mvn_rewrites.pipeline import lower
 from pytensor_mvn_rewrites.reroll.stacks import reroll_stacks
 
-#: Before the first rewrite of PyTensor
-FIRST = -1.0
+#: After PyTensor has merged what is there twice, before any other rewrite
+AFTER_MERGE = 0.5
 
 
 @dataclass(frozen=True)
@@ -87,13 +87,13 @@ def join_slices(fgraph):
             fgraph.replace(old, new, reason="mvn_join_slices", import_missing=True)
 
 
-@lower("fast_run", position=FIRST, tidies=True)
+@lower("fast_run", position=AFTER_MERGE, tidies=True)
 def join_at_once(fgraph):
     """What `join_slices` and `reroll_stacks` find in the graph as it is.
 
-    They come again when it is canonical. Cost: PyTensor's first rewrites, which visit and merge all
-    nodes, find those of one batch and not the slices of N values and the parts of N gradients: two
-    thirds of the compilation of 1000 latent vectors.
+    They come again when it is canonical. Cost: PyTensor's first rewrites, which visit all nodes,
+    find those of one batch and not the slices of N values and the parts of N gradients: two thirds
+    of the compilation of 1000 latent vectors.
     """
     join_slices(fgraph)
     if is_active("reroll"):

@@ -2,11 +2,15 @@ import numpy as np
 import pytensor
 import pytensor.tensor as pt
 import pytest
+from pymc.pytensorf import join_nonshared_inputs, rewrite_pregrad
+from pytensor.compile.mode import get_mode
 from pytensor.graph.fg import FunctionGraph
 from pytensor.tensor.basic import Join, MakeVector
 from pytensor.tensor.subtensor import AdvancedSubtensor
 
 import pytensor_mvn_rewrites as mvn
+from benchmarks.groups import forum_answer
+from pytensor_mvn_rewrites.lower.numba_backend import NumbaGaussianOp
 from pytensor_mvn_rewrites.lower.slices import join_at_once, join_slices
 from pytensor_mvn_rewrites.ops import inv_quad_logdet
 from tests.harness import (
@@ -187,3 +191,18 @@ def test_point_and_gradient_before_all_other_rewrites():
     np.testing.assert_allclose(
         pytensor.function([point], fgraph.outputs[0], mode=REFERENCE_MODE)(numbers), 2 * numbers
     )
+
+
+def test_a_density_and_its_gradient_stay_one_node():
+    """What is written twice is joined once: else the two would not have the same inputs."""
+    model = forum_answer(rows=5)
+    logp = rewrite_pregrad(model.logp())
+    gradient = pt.concatenate([part.ravel() for part in pt.grad(logp, model.value_vars)])
+    outputs, point = join_nonshared_inputs(
+        model.initial_point(), [logp, gradient], model.value_vars
+    )
+    fgraph = FunctionGraph([point], outputs, clone=True)
+    mode = get_mode("NUMBA").excluding("fusion", "fuse_indexed_into_elemwise", "inplace")
+    mode.optimizer.rewrite(fgraph)
+    [node] = [node for node in fgraph.apply_nodes if isinstance(node.op, NumbaGaussianOp)]
+    assert {"quaddist", "ddelta"} <= set(node.op.outputs)
