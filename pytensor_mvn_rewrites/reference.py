@@ -180,7 +180,7 @@ def _fixed(leaf: Any) -> Hashable:
     if not isinstance(leaf.type, TensorType | ScalarType):
         return str(leaf)
     # PyMC leaves out what a bound that is a constant infinity does not change
-    return None if np.isfinite(leaf.data).all() else np.asarray(leaf.data).tobytes()
+    return "finite" if np.isfinite(leaf.data).all() else np.asarray(leaf.data).tobytes()
 
 
 def _grouped(model: pm.Model, terms: Sequence[_Term], hessian: bool) -> list["_Group"]:

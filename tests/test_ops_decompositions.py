@@ -4,6 +4,7 @@ import numpy as np
 import pytensor
 import pytensor.tensor as pt
 import pytest
+from pytensor.gradient import pushforward
 
 from pytensor_mvn_rewrites.ops import (
     ExpmQuadLogdetPullback,
@@ -89,3 +90,16 @@ def test_second_derivatives(rng, density):
             seconds.append(evaluate(pt.grad(weighted, list(inputs)), inputs))
         for got, want in zip(*seconds, strict=True):
             assert_close(got, want, "hessian", condition=1e2)
+
+
+@pytest.mark.parametrize("density", DENSITIES)
+def test_pushforward_of_the_gradient(rng, density):
+    """PyTensor differentiates by the cotangents, which are no inputs of the graph."""
+    inputs, ours, dense, *_ = density(rng, False)
+    tangents = [pt.constant(rng.normal(size=np.shape(value))) for value in inputs.values()]
+    got, want = (
+        evaluate(pushforward(pt.grad(logp(*of), list(inputs)), list(inputs), tangents), inputs)
+        for of in (ours, dense)
+    )
+    for own, expected in zip(got, want, strict=True):
+        assert_close(own, expected, "hessian", condition=1e2)

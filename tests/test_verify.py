@@ -96,6 +96,15 @@ def test_terms_that_pymc_derives_with_the_model_only():
     assert mvn.verify(model, modes=PIPELINE_MODE).check().points == 10
 
 
+def test_a_missing_and_an_observed_number_are_not_alike():
+    """Both are of one number each: a variable, and a constant."""
+    with pm.Model() as model:
+        x = pm.Normal("x", shape=2)
+        with pytest.warns(ImputationWarning):
+            pm.Normal("y", x, observed=[np.nan, 1.0])
+    mvn.verify(model)
+
+
 @pytest.mark.parametrize("name", SEVERAL)
 @pytest.mark.filterwarnings("ignore:pytensor.tensor.linalg.trace:FutureWarning")
 def test_models_agree(name):

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytensor.tensor as pt
 from pytensor.gradient import DisconnectedType, disconnected_type, pullback
-from pytensor.graph.replace import clone_replace
 
+from pytensor_mvn_rewrites.graph import substituted
 from pytensor_mvn_rewrites.ops.gaussian import GaussianPullbackOp, KernelOp, nan_unless
 
 
@@ -127,7 +127,8 @@ class EigenPullbackOp(GaussianPullbackOp):
             return_disconnected="disconnected",
         )
         by_input = dict(zip([*fresh, *fresh_weights], [*inputs, *weights], strict=True))
-        second = clone_replace(second, by_input)
+        # the cotangents themselves, not copies: a pushforward is a derivative by them
+        second = substituted(second, by_input, ())
         return [*second[:n_parts], *(disconnected_type() for _ in eigen), *second[n_parts:]]
 
     def connection_pattern(self, node):
