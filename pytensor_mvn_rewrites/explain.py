@@ -10,11 +10,11 @@ import numpy as np
 import pymc as pm
 import pytensor
 import pytensor.tensor as pt
-from pymc.pytensorf import rewrite_pregrad
 from pytensor.compile.builders import infer_shape
 from pytensor.graph.basic import Apply, Constant, Variable
 from pytensor.graph.fg import FunctionGraph
 from pytensor.graph.op import HasInnerGraph
+from pytensor.graph.rewriting.utils import rewrite_graph
 from rich.console import Group
 from rich.table import Table
 
@@ -190,6 +190,11 @@ def explain(model: Any) -> Explanation:
     Explanation
         Prints as a report.
 
+    Raises
+    ------
+    TypeError
+        If `model` is something else, such as a list of graphs.
+
     Examples
     --------
     >>> import numpy as np, pymc as pm
@@ -207,10 +212,14 @@ def explain(model: Any) -> Explanation:
     else:
         for name in ("f", "_pytensor_function"):
             model = getattr(model, name, model)
+        if not hasattr(model, "maker"):
+            raise TypeError(f"{model!r} is no model, tensor variable or compiled function")
         fgraph = model.maker.fgraph
         return Explanation(0, len(fgraph.apply_nodes), (), tuple(_operations(fgraph)))
     with recording() as events:
-        after = rewrite_pregrad(model if isinstance(model, Variable) else model.logp())
+        graph = model if isinstance(model, Variable) else model.logp()
+        # as PyMC's `rewrite_pregrad`, which works in place
+        after: Any = rewrite_graph(graph, include=("canonicalize", "stabilize"), clone=True)
     fgraph = FunctionGraph(outputs=[after], clone=True, copy_inputs=False)
     return Explanation(
         nodes_before,

@@ -7,6 +7,7 @@ import pymc as pm
 import pytensor
 import pytensor.tensor as pt
 import pytest
+from pytensor.graph.traversal import apply_ancestors
 from rich.console import Console
 
 import pytensor_mvn_rewrites as mvn
@@ -197,3 +198,18 @@ COUNTS = {
 def test_counts(name):
     out, count = COUNTS[name]
     assert flops(out.owner) == (count if count is None else pytest.approx(count))
+
+
+def test_the_graph_stays_as_it_is(rng):
+    x, L = pt.vector("x", shape=(3,)), pt.matrix("L", shape=(3, 3))
+    graph = pm.logp(pm.MvNormal.dist(np.zeros(3), cov=L @ L.T + np.eye(3)), x) + x.sum()
+    nodes = list(apply_ancestors([graph]))
+    inputs = [node.inputs.copy() for node in nodes]
+    assert mvn.explain(graph).fused
+    assert [node.inputs for node in nodes] == inputs
+    assert list(apply_ancestors([graph])) == nodes
+
+
+def test_something_else():
+    with pytest.raises(TypeError, match="no model, tensor variable or compiled function"):
+        mvn.explain([pt.vector()])
