@@ -110,7 +110,8 @@ def declare_dims(rvs_to_values, rvs_to_transforms) -> None:
 
 def is_given_later(value: Variable | None) -> bool:
     """Whether a value is an input of the log-density, and not observed."""
-    return isinstance(value, TensorVariable) and value.owner is None
+    is_known = isinstance(value, Constant | SharedVariable)
+    return isinstance(value, TensorVariable) and value.owner is None and not is_known
 
 
 def _terms(derive, rvs, rvs_to_values, rvs_to_transforms, kwargs) -> list[Variable] | None:

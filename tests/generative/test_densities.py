@@ -426,3 +426,13 @@ def test_dims_of_equal_length_are_not_one():
     with recording() as events:
         rewritten([model.logp()])
     assert in_loops(events) == 0
+
+
+def test_observed_values_have_the_lengths_that_they_have():
+    """Data may be shorter or longer than the dims: PyMC says so, or not."""
+    with pm.Model(coords={"trait": range(3)}) as model:
+        x = pm.Normal("x", dims="trait", observed=np.zeros(3))
+        y = pm.Normal("y", dims="trait")
+    model.logp()
+    tagged = [hasattr(model.rvs_to_values[rv].tag, "mvn_rewrites_lengths") for rv in (x, y)]
+    assert tagged == [False, True]
