@@ -89,11 +89,11 @@ def join_slices(fgraph):
 
 @lower("fast_run", position=AFTER_MERGE, tidies=True)
 def join_at_once(fgraph):
-    """What `join_slices` and `reroll_stacks` find in the graph as it is.
+    """join(0, x[a:b], x[b:c]) -> x[a:c], and what else `join_slices` and `reroll_stacks` find.
 
-    They come again when it is canonical. Cost: PyTensor's first rewrites, which visit all nodes,
-    find those of one batch and not the slices of N values and the parts of N gradients: two thirds
-    of the compilation of 1000 latent vectors.
+    They come again when the graph is canonical. Cost: PyTensor's first rewrites, which visit all
+    nodes, find those of one batch and not the slices of N values and the parts of N gradients: two
+    thirds of the compilation of 1000 latent vectors.
     """
     join_slices(fgraph)
     if is_active("reroll"):
