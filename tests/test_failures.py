@@ -349,7 +349,8 @@ def expected(name):
 
 
 #: Rules that change nothing, and a model in which they run
-NOTES = {"note_declarations": "declared"}
+#: Here also what another rule calls before it.
+NOTES = {"note_declarations": "declared", "join_slices": "loop"}
 
 #: Rules that only another mode runs
 MODES = {"lower_to_jax": JAX, "materialize_at_kinks": JAX, "fold_scalars": NUMBA_LOOPS}

@@ -2,6 +2,7 @@ import numpy as np
 import pytensor.tensor as pt
 import pytest
 
+from pytensor_mvn_rewrites.graph import lengths_of
 from pytensor_mvn_rewrites.ops import inv_quad_logdet, mvnormal_logp
 from tests.harness import (
     assert_close,
@@ -44,7 +45,7 @@ def unscaled(vector, scale, matrices):
     half_logdet = log_pivots + N * pt.log(root)
     posdef = root > 0
     if posdef.type.broadcastable != quaddist.type.broadcastable:
-        posdef = pt.broadcast_to(posdef, quaddist.shape)
+        posdef = pt.broadcast_to(posdef, lengths_of(quaddist))
     return [quaddist, half_logdet, posdef]
 
 
