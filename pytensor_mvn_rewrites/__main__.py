@@ -72,7 +72,8 @@ def warm(args: argparse.Namespace) -> int:
         model = load(args.model)
         with console.status("compiling the log-density and its gradient"):
             function = model.logp_dlogp_function(ravel_inputs=True, mode="NUMBA")
-            start = {var.name: model.initial_point()[var.name] for var in function._grad_vars}
+            point = model.initial_point()
+            start = {var.name: point[var.name] for var in model.continuous_value_vars}
             # some kernels are compiled when they are first called
             function(DictToArrayBijection.map(start))
         return 0
