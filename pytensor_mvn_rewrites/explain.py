@@ -10,11 +10,12 @@ import numpy as np
 import pymc as pm
 import pytensor
 import pytensor.tensor as pt
+from pymc.pytensorf import rewrite_pregrad
 from pytensor.compile.builders import infer_shape
 from pytensor.graph.basic import Apply, Constant, Variable
 from pytensor.graph.fg import FunctionGraph
 from pytensor.graph.op import HasInnerGraph
-from pytensor.graph.rewriting.utils import rewrite_graph
+from pytensor.graph.replace import clone_replace
 from rich.console import Group
 from rich.table import Table
 
@@ -218,8 +219,8 @@ def explain(model: Any) -> Explanation:
         return Explanation(0, len(fgraph.apply_nodes), (), tuple(_operations(fgraph)))
     with recording() as events:
         graph = model if isinstance(model, Variable) else model.logp()
-        # as PyMC's `rewrite_pregrad`, which works in place
-        after: Any = rewrite_graph(graph, include=("canonicalize", "stabilize"), clone=True)
+        # a copy: PyMC's rewriting works in place
+        [after] = rewrite_pregrad(clone_replace([graph]))
     fgraph = FunctionGraph(outputs=[after], clone=True, copy_inputs=False)
     return Explanation(
         nodes_before,
