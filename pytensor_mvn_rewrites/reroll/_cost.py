@@ -103,8 +103,13 @@ class Cost:
         """Whether nothing is computed and nothing stacked."""
         return not self.nodes and not self.stacks
 
-    def pays(self, minimum: int) -> bool:
-        """Whether at least `minimum` nodes are saved, by a pack that is not too short for it."""
+    def pays(self, minimum: int, *, beside_density: bool = False) -> bool:
+        """Whether at least `minimum` nodes are saved, by a pack that is not too short for it.
+
+        Sums over slices, as the lags of an autoregression, pay `beside_density` however few.
+        """
+        if beside_density and self.sums_arrays and not self.new_stacks:
+            minimum = WORTHWHILE_STACK
         few = FEW if self.new_stacks else FEW_SLICES
         is_stack = not self.new_stacks and minimum <= WORTHWHILE_STACK
         if not self.factorizes and not is_stack and self.count < few:

@@ -11,7 +11,7 @@ from pytensor.tensor.random.op import RandomVariable
 
 from pytensor_mvn_rewrites.names import SUFFIX, collapsed
 from pytensor_mvn_rewrites.pipeline import Declined, Fired, record
-from pytensor_mvn_rewrites.reroll._cost import WORTHWHILE, WORTHWHILE_STACK, Cost
+from pytensor_mvn_rewrites.reroll._cost import WORTHWHILE, Cost
 from pytensor_mvn_rewrites.reroll._lockstep import Batch, CannotReroll, LockStep
 from pytensor_mvn_rewrites.reroll._signature import (
     Identities,
@@ -150,8 +150,7 @@ class Rerolling:
         def pays(cost: Cost) -> bool:
             if shares and cost.stacks <= self.used:
                 return cost.saved >= 1
-            in_slices = self.has_anchors and cost.sums_arrays and not cost.new_stacks
-            return cost.pays(WORTHWHILE_STACK if in_slices else minimum)
+            return cost.pays(minimum, beside_density=self.has_anchors)
 
         guess = expected(members, signatures, self.used, strict)
         if not (pays(guess) or guess.may_be_view):
