@@ -176,7 +176,7 @@ class GuardedNodeRewriter(NodeRewriter):
         except Exception as error:
             warn_of_failure(self.__name__, error)
             return None
-        if verifies() and result:
+        if result and verifies():
             is_dict = isinstance(result, dict)
             pairs = result.items() if is_dict else zip(node.outputs, result, strict=True)
             kept = {old: new for old, new in pairs if isinstance(new, Variable)}
