@@ -268,9 +268,15 @@ def substituted(
     return [memo[graph] for graph in graphs]
 
 
-def lengths_of(x: Tensor) -> list:
-    """The shape, in integers as far as it is known."""
-    return [x.shape[axis] if n is None else n for axis, n in enumerate(x.type.shape)]
+def length(x: Tensor, axis: int = -1):
+    """The length of an axis, an integer where the type tells it."""
+    static = x.type.shape[axis]
+    return x.shape[axis] if static is None else static
+
+
+def lengths_of(x: Tensor, start: int | None = None, stop: int | None = None) -> list:
+    """The shape of the axes `start` to `stop`, in integers as far as it is known."""
+    return [length(x, axis) for axis in range(x.type.ndim)[start:stop]]
 
 
 def static_size(matrix: Tensor) -> int | None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytensor.tensor as pt
 from pytensor.gradient import DisconnectedType, disconnected_type, pullback
 
-from pytensor_mvn_rewrites.graph import substituted
+from pytensor_mvn_rewrites.graph import lengths_of, substituted
 from pytensor_mvn_rewrites.ops.gaussian import GaussianPullbackOp, KernelOp, nan_unless
 
 
@@ -46,17 +46,6 @@ def eigh(matrix):
     return FiniteEigh()(matrix, return_list=True)
 
 
-def length(var, axis: int = -1):
-    """The length of an axis, a number where the type tells it."""
-    static = var.type.shape[axis]
-    return var.shape[axis] if static is None else static
-
-
-def lengths(var, start: int | None = None, stop: int | None = None) -> tuple:
-    """`length` of the axes `start` to `stop`."""
-    return tuple(length(var, axis) for axis in range(var.type.ndim)[start:stop])
-
-
 class SharedRows:
     """Vectors that share a matrix as the rows of one: all the work on them is matrix products.
 
@@ -71,7 +60,7 @@ class SharedRows:
 
     def __init__(self, vectors, batch_ndim: int):
         self.batch_ndim = batch_ndim
-        self.leading = lengths(vectors, 0, max(0, vectors.type.ndim - 1 - batch_ndim))
+        self.leading = lengths_of(vectors, 0, max(0, vectors.type.ndim - 1 - batch_ndim))
         self.rows = self.fold(vectors, 1)
 
     def fold(self, var, core_ndim: int):
@@ -80,7 +69,7 @@ class SharedRows:
             return pt.expand_dims(var, axis=var.type.ndim - core_ndim)
         n_leading = len(self.leading)
         if n_leading > 1:
-            var = var.reshape((pt.prod(var.shape[:n_leading]), *lengths(var, n_leading)))
+            var = var.reshape((pt.prod(var.shape[:n_leading]), *lengths_of(var, n_leading)))
         return pt.moveaxis(var, 0, -1 - core_ndim)
 
     def unfold(self, var, core_ndim: int):
@@ -89,7 +78,7 @@ class SharedRows:
             return var.squeeze(axis=-1 - core_ndim)
         var = pt.moveaxis(var, -1 - core_ndim, 0)
         if len(self.leading) > 1:
-            var = var.reshape((*self.leading, *lengths(var, 1)))
+            var = var.reshape((*self.leading, *lengths_of(var, 1)))
         return var
 
 

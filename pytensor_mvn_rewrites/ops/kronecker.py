@@ -6,7 +6,8 @@ from functools import reduce
 import numpy as np
 import pytensor.tensor as pt
 
-from pytensor_mvn_rewrites.ops.eigen import EigenPullbackOp, SharedRows, eigh, length, lengths
+from pytensor_mvn_rewrites.graph import length, lengths_of
+from pytensor_mvn_rewrites.ops.eigen import EigenPullbackOp, SharedRows, eigh
 from pytensor_mvn_rewrites.ops.gaussian import (
     GaussianOp,
     KernelOp,
@@ -144,7 +145,7 @@ class NoisyKroneckerQuadLogdetPullback(KroneckerOp, EigenPullbackOp):
         def kron(left, right):
             product = left[..., :, None, :, None] * right[..., None, :, None, :]
             sizes = (length(left) * length(right),) * 2
-            return product.reshape((*lengths(product, 0, -4), *sizes))
+            return product.reshape((*lengths_of(product, 0, -4), *sizes))
 
         symmetric = [pt.tril(factor) + pt.tril(factor, -1).mT for factor in factors]
         dense = reduce(kron, symmetric)
@@ -172,7 +173,7 @@ def kron_diagonal(diagonals: Sequence):
 
     def outer(left, right):
         product = left[..., :, None] * right[..., None, :]
-        return product.reshape((*lengths(product, 0, -2), length(left) * length(right)))
+        return product.reshape((*lengths_of(product, 0, -2), length(left) * length(right)))
 
     return reduce(outer, diagonals)
 
@@ -193,9 +194,9 @@ def rows_times_kron(rows, matrices: Sequence):
     # invariant: the axis of the next matrix comes last, those before it were moved to the front
     for matrix in reversed(matrices):
         size = length(matrix)
-        rows = rows.reshape((*lengths(rows, 0, -2), n_rows * n // size, size)) @ matrix
+        rows = rows.reshape((*lengths_of(rows, 0, -2), n_rows * n // size, size)) @ matrix
         rows = rows.mT
-    return rows.reshape((*lengths(rows, 0, -2), n, n_rows))
+    return rows.reshape((*lengths_of(rows, 0, -2), n, n_rows))
 
 
 def kron_times_columns(matrices: Sequence, columns):
@@ -204,15 +205,15 @@ def kron_times_columns(matrices: Sequence, columns):
     # invariant: the axis of the next matrix comes first, those after it were moved to the back
     for matrix in matrices:
         size = length(matrix)
-        columns = matrix @ columns.reshape((*lengths(columns, 0, -2), size, n * n_columns // size))
-        columns = columns.mT
-    return columns.reshape((*lengths(columns, 0, -2), n_columns, n))
+        shape = (*lengths_of(columns, 0, -2), size, n * n_columns // size)
+        columns = (matrix @ columns.reshape(shape)).mT
+    return columns.reshape((*lengths_of(columns, 0, -2), n_columns, n))
 
 
 def matricize(columns, matrices: Sequence, k: int):
     """Entries of columns, shape (..., n, r), by their index along axis k: shape (..., n_k, -1)."""
     size = length(matrices[k])
-    batch = lengths(columns, 0, -2)
+    batch = lengths_of(columns, 0, -2)
     if k == 0:
         return columns.reshape((*batch, size, -1))
     left = reduce(lambda total, matrix: total * length(matrix), matrices[:k], 1)

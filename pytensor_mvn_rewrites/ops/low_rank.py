@@ -2,7 +2,7 @@
 
 import pytensor.tensor as pt
 
-from pytensor_mvn_rewrites.ops.eigen import length
+from pytensor_mvn_rewrites.graph import length
 from pytensor_mvn_rewrites.ops.gaussian import (
     GaussianPullbackOp,
     KernelOp,

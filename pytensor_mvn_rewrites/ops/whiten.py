@@ -3,7 +3,7 @@
 import pytensor.tensor as pt
 from pytensor.gradient import DisconnectedType, pullback
 
-from pytensor_mvn_rewrites.ops.eigen import length
+from pytensor_mvn_rewrites.graph import length
 from pytensor_mvn_rewrites.ops.gaussian import (
     KernelOp,
     PullbackOp,

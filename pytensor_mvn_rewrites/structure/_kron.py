@@ -12,8 +12,7 @@ from pytensor.tensor.elemwise import Elemwise
 from pytensor.tensor.linalg.products import KroneckerProduct
 from pytensor.tensor.shape import Reshape
 
-from pytensor_mvn_rewrites.graph import Tensor, dimshuffled, matrix_view, static_size
-from pytensor_mvn_rewrites.ops.eigen import length
+from pytensor_mvn_rewrites.graph import Tensor, dimshuffled, length, matrix_view, static_size
 from pytensor_mvn_rewrites.proofs.constants import scalar_constant
 from pytensor_mvn_rewrites.proofs.diagonals import diagonal_of
 from pytensor_mvn_rewrites.proofs.symmetry import is_symmetric

@@ -13,9 +13,9 @@ from pytensor.graph.fg import FunctionGraph
 from pytensor.tensor.blockwise import Blockwise
 from pytensor.tensor.linalg.constructors import BlockDiagonal
 
-from pytensor_mvn_rewrites.graph import Tensor, is_real_float
+from pytensor_mvn_rewrites.graph import Tensor, is_real_float, length, lengths_of
 from pytensor_mvn_rewrites.ops import inv_quad_logdet, whiten_by
-from pytensor_mvn_rewrites.ops.eigen import SharedRows, length, lengths
+from pytensor_mvn_rewrites.ops.eigen import SharedRows
 from pytensor_mvn_rewrites.ops.gaussian import of_one_batch
 from pytensor_mvn_rewrites.pipeline import structure
 from pytensor_mvn_rewrites.proofs.definiteness import Definiteness, definiteness
@@ -137,7 +137,7 @@ def whiten_along_axes(fgraph, delta, factors: list[Tensor], sizes: list, param: 
     shared = SharedRows(delta, max(factor.type.ndim - 2 for factor in factors))
     n_rows = length(shared.rows, -2) if shared.leading else 1
     columns = shared.rows.mT if shared.leading else delta
-    batch = lengths(delta, len(shared.leading), -1)
+    batch = lengths_of(delta, len(shared.leading), -1)
     # invariant: the axis of the next Kronecker factor comes first, the others follow in a cycle
     columns = columns.reshape((*batch, sizes[0], n_rows * total // sizes[0]))
     for factor, size, next_size in zip(first, sizes[:-1], sizes[1:], strict=True):
@@ -152,13 +152,13 @@ def whiten_along_axes(fgraph, delta, factors: list[Tensor], sizes: list, param: 
         times = pt.as_tensor(sign * (total // size)).astype(half_logdet.type.dtype)
         half_logdets.append(times * half_logdet)
         posdefs.append(posdef)
-        batch = lengths(columns, 0, -2)
+        batch = lengths_of(columns, 0, -2)
         columns = columns.mT.reshape((*batch, next_size, n_rows * total // next_size))
     # one matrix for all rows
     last = last[..., None, :, :] if last.type.ndim > 2 else last
     outputs = whitened_sums(columns, last, param)
     if shared.leading:
-        blocks = (out.reshape((*lengths(out, 0, -1), n_rows, -1)) for out in outputs)
+        blocks = (out.reshape((*lengths_of(out, 0, -1), n_rows, -1)) for out in outputs)
         outputs = [shared.unfold(out, 1) for out in blocks]
     quaddist, half_logdet, posdef = outputs
     return (

@@ -11,9 +11,16 @@ from pytensor.tensor.basic import Alloc
 from pytensor.tensor.elemwise import Elemwise
 from pytensor.tensor.shape import Reshape
 
-from pytensor_mvn_rewrites.graph import Tensor, dimshuffled, is_real_float, static_size
+from pytensor_mvn_rewrites.graph import (
+    Tensor,
+    dimshuffled,
+    is_real_float,
+    length,
+    lengths_of,
+    static_size,
+)
 from pytensor_mvn_rewrites.ops import noisy_kronecker_quad_logdet
-from pytensor_mvn_rewrites.ops.eigen import SharedRows, length, lengths
+from pytensor_mvn_rewrites.ops.eigen import SharedRows
 from pytensor_mvn_rewrites.pipeline import structure
 from pytensor_mvn_rewrites.proofs.definiteness import Definiteness, definiteness
 from pytensor_mvn_rewrites.proofs.diagonals import diagonal_of, product, without_round_trip
@@ -194,6 +201,6 @@ def whiten_rows(rows, roots: list[Root]) -> Tensor:
     # invariant: the axis of the next Cholesky factor comes last, those before it come first
     for root in reversed(roots):
         size = length(root.diag)
-        rows = rows.reshape((*lengths(rows, 0, -2), n_rows * n // size, size))
+        rows = rows.reshape((*lengths_of(rows, 0, -2), n_rows * n // size, size))
         rows = root.whiten(rows.mT)
-    return rows.reshape((*lengths(rows, 0, -2), n, n_rows)).mT
+    return rows.reshape((*lengths_of(rows, 0, -2), n, n_rows)).mT
