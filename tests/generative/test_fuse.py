@@ -9,7 +9,7 @@ from pymc.model_graph import ModelGraph
 
 import pytensor_mvn_rewrites as mvn
 from pytensor_mvn_rewrites import fuse_model, unfuse
-from pytensor_mvn_rewrites.generative.fuse import _fusions, common_name
+from pytensor_mvn_rewrites.generative.fuse import _made, common_name
 from tests.harness import PIPELINE_MODE, REFERENCE_MODE, assert_close
 from tests.loop_models import LOOPS, ROWS, N, data, lkj_groups, model_of, mvnormals, ragged_groups
 
@@ -59,7 +59,7 @@ def fused_point(model, fused, point):
     """The same point for the values of the fused model."""
     own = {}
     for value in fused.value_vars:
-        fusion = _fusions[fused].get(fused.values_to_rvs[value].name)
+        fusion = _made[fused].loops.get(fused.values_to_rvs[value].name)
         names = [] if fusion is None else [model.rvs_to_values[model[n]].name for n in fusion.names]
         own[value.name] = np.stack([point[n] for n in names]) if names else point[value.name]
     return own
@@ -70,11 +70,11 @@ def test_log_densities(declare, rng):
     """Each variable has its own in the batch."""
     model = model_of(declare)
     fused = fuse_model(model)
-    assert sorted(_fusions[fused]) == sorted(FUSED[declare.__name__])
+    assert sorted(_made[fused].loops) == sorted(FUSED[declare.__name__])
     point = point_of(model, rng)
     expected = terms(model, point)
     for name, value in terms(fused, fused_point(model, fused, point)).items():
-        fusion = _fusions[fused].get(name)
+        fusion = _made[fused].loops.get(name)
         parts = {name: value}
         if fusion is not None:
             cuts = range(1, len(value)) if fusion.rows is None else np.cumsum(fusion.rows)[:-1]
@@ -152,7 +152,7 @@ def test_predictive_and_back(declare):
     back = unfuse(samples, fused)
     for group in ("prior", "prior_predictive"):
         for name, values in samples[group].data_vars.items():
-            fusion = _fusions[fused].get(name)
+            fusion = _made[fused].loops.get(name)
             if fusion is None:
                 np.testing.assert_array_equal(back[group][name], values)
                 continue
@@ -199,7 +199,7 @@ def test_what_cannot_be_fused_is_named():
         pm.Normal("alpha", 0, 2.0)
         pm.Normal("beta", 0, 3.0)
     fused = fuse_model(model)
-    assert not _fusions[fused]
+    assert not _made[fused].loops
     with pytest.raises(ValueError, match="x_0 cannot be fused: the name 'x' is taken"):
         fuse_model(model, names=["x_0", "x_1", "x_2"])
     with pytest.raises(ValueError, match="y_1 cannot be fused: they depend on one another"):
@@ -227,7 +227,23 @@ def test_a_transform_of_the_user():
     with pm.Model() as model:
         for n in range(3):
             pm.Normal(f"x_{n}", 0, n + 1.0, transform=Shift())
-    assert not _fusions[fuse_model(model)]
+    assert not _made[fuse_model(model)].loops
+
+
+def test_names_of_dimensions():
+    """Those that PyMC gives the variables of the loop."""
+    with pm.Model() as model:
+        for n in range(3):
+            pm.Normal(f"x_{n}", n, shape=(2, 4))
+            pm.MvNormal(f"y_{n}", np.zeros(2), (1 + n) * np.eye(2), observed=ROWS[0][: n + 1])
+    options = {"draws": 2, "compile_kwargs": {"mode": "FAST_COMPILE"}}
+    expected = pm.sample_prior_predictive(model=model, **options)
+    fused = fuse_model(model)
+    back = unfuse(pm.sample_prior_predictive(model=fused, **options), fused)
+    for group in ("prior", "prior_predictive"):
+        for name, array in expected[group].data_vars.items():
+            assert back[group][name].dims == array.dims
+            assert back[group][name].shape == array.shape
 
 
 def test_unfuse_wants_a_fused_model():
@@ -345,7 +361,7 @@ def test_what_is_odd_stays(name, rng):
         for n in range(5):
             ODD[name][0](n)
     fused = fuse_model(model)
-    members = [name for fusion in _fusions[fused].values() for name in fusion.names]
+    members = [name for fusion in _made[fused].loops.values() for name in fusion.names]
     assert len(members) == ODD[name][1]
     assert "x_3" not in members or len(members) == 5
     point = point_of(model, rng)
