@@ -12,6 +12,7 @@ import pymc as pm
 import pytensor
 import pytensor.tensor as pt
 from pymc.distributions import transforms
+from pymc.distributions.mixture import MixtureRV
 from pymc.logprob import transforms as elementwise
 from pytensor.graph.basic import Constant, Variable
 from pytensor.graph.traversal import ancestors
@@ -82,14 +83,14 @@ def fuse_model(model: pm.Model, *, names: Sequence[str] | None = None) -> pm.Mod
     number of rows become one variable over all rows, with the number of its member for each row in
     ``x_member``. Log-densities are the same; draws come from another stream of random numbers.
 
-    A flat ``MvNormal`` vector ``y`` whose covariance, or its Cholesky factor, is block-diagonal with
-    blocks of one size becomes a batch of as many vectors, with the dimensions ``y_block`` and
+    A flat ``MvNormal`` vector ``y`` whose covariance, or its Cholesky factor, is block-diagonal
+    with blocks of one size becomes a batch of as many vectors, with the dimensions ``y_block`` and
     ``y_entry``. What uses the flat vector gets the raveled batch.
 
     Data, dims, coordinates, deterministics, potentials, transforms and initial values are carried
     over. Variables stay as they are if they are not alike, depend on one another, hold other
-    distributions (mixtures, but not ``pm.LKJCholeskyCov``), or have no common name;
-    :func:`explain` of the fused model says why.
+    distributions (such as ``pm.Censored``, but not ``pm.Mixture`` and ``pm.LKJCholeskyCov``), or
+    have no common name; :func:`explain` of the fused model says why.
 
     Parameters
     ----------
@@ -143,7 +144,14 @@ def fuse_model(model: pm.Model, *, names: Sequence[str] | None = None) -> pm.Mod
             made.loops[name] = fusion
             record(Fired("generative", "fuse_model", str(loop)))
     # the last look is that at all that stays
-    made.declined += [event for event in looked if isinstance(event, Declined)]
+    made.declined += (seen := [event for event in looked if isinstance(event, Declined)])
+    in_loops = {name for fusion in made.loops.values() for name in fusion.names}
+    kind = stems(list(parts.random) + sorted(in_loops))
+    for fusion in made.loops.values():
+        rest = wanted.difference(in_loops, reasons)
+        if odd := sorted(name for name in rest if kind[name] == kind[fusion.names[0]]):
+            reason = f"not like {fusion.names[0]} in distribution, shape, value or transform"
+            stays(odd, Unfusable(reason))
     for name in list(parts.random):
         if name not in wanted and name not in made.loops:
             continue
@@ -155,10 +163,11 @@ def fuse_model(model: pm.Model, *, names: Sequence[str] | None = None) -> pm.Mod
         if batch is not None:
             made.blocks[name] = batch
             record(Fired("generative", "fuse_model", f"{len(batch.positions)} blocks of {name}"))
-    left = wanted.difference(made.blocks, *(fusion.names for fusion in made.loops.values()))
+    left = wanted.difference(made.blocks, in_loops)
     if names is not None and left:
         first = sorted(left)[0]
-        why = reasons.get(first, "there are no variables like it")
+        unlike = [event.reason for event in seen] or ["there are no variables like it"]
+        why = reasons.get(first, "; ".join(unlike))
         raise ValueError(f"{first} cannot be fused: {why}")
     for event in made.declined:
         record(event)
@@ -203,7 +212,7 @@ def _fuse(parts: Parts, loop: Loop, crowded: set[str]) -> tuple[str, Fusion]:
         raise Unfusable("their dims differ")
     if not set(loop.members).isdisjoint(ancestors([v for v in loop.batches if v is not None])):
         raise Unfusable("they depend on one another")
-    if not isinstance(first.var.owner.op, RandomVariable | _LKJCholeskyCovRV):
+    if not isinstance(first.var.owner.op, RandomVariable | _LKJCholeskyCovRV | MixtureRV):
         raise Unfusable("distributions of this kind have no batches")
     if first.transform is not None and not isinstance(first.transform, BATCHABLE_TRANSFORMS):
         raise Unfusable(f"the transform {first.transform} is not known to work on a batch")
@@ -233,7 +242,10 @@ def _fuse(parts: Parts, loop: Loop, crowded: set[str]) -> tuple[str, Fusion]:
         value = pt.alloc(own, len(names), *own.shape)
         value = pt.constant(value.eval()) if isinstance(own, Constant) else value
     core = tuple(first.dims or ())[bool(loop.rows) :]
-    core = core or parts.add_dims(base, rv.type.shape[1:], first=int(bool(loop.rows)))
+    lengths = rv.type.shape[1:]
+    if None in lengths and first.transform is None and not loop.rows:
+        lengths = own.type.shape
+    core = core or parts.add_dims(base, lengths, first=int(bool(loop.rows)))
     dim = _loop_dim(parts, base, labels, loop.rows)
     rv.name = base
     if index is not None:
@@ -266,6 +278,8 @@ def _batched_rv(loop: Loop, index: Variable | None) -> Tensor:
         return op.make_node(rng, pt.constant([len(loop.member_of_row)]), *gathered).outputs[1]
     if isinstance(op, _LKJCholeskyCovRV):
         rv = _batched_lkj(loop)
+    elif isinstance(op, MixtureRV):
+        rv = _batched_mixture(loop)
     else:
         rv = _batched_draw(old, loop.parameters, loop.batches, len(loop.members))
     # what has draws in batches may have no density of them: then this raises
@@ -284,6 +298,24 @@ def _batched_lkj(loop: Loop) -> Tensor:
     count = len(loop.members)
     sds = _batched_draw(sd_dist, parameters, batches, count)
     return batched_lkj_cholesky_cov(n, eta, sds, count, rng)
+
+
+def _batched_mixture(loop: Loop) -> Tensor:
+    """One ``Mixture``, of batches of the components and of the weights."""
+    old = loop.members[0]
+    _, weights, *components = old.owner.inputs
+    if not all(isinstance(part.owner.op, RandomVariable) for part in components):
+        raise Unfusable("distributions like that of their components have no batches")
+    missing = old.type.ndim - components[0].owner.op.ndim_supp - (weights.type.ndim - 1)
+    if (own := loop.batches[1]) is not None:
+        weights = pt.expand_dims(own, tuple(range(1, 1 + missing)))
+    batches, start = [], 2
+    for part in components:
+        stop = start + len(part.owner.inputs)
+        given = loop.parameters[start:stop], loop.batches[start:stop]
+        batches.append(_batched_draw(part, *given, len(loop.members)))
+        start = stop
+    return MixtureRV.rv_op(weights, *batches)
 
 
 def _batched_draw(

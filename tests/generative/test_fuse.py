@@ -27,7 +27,7 @@ FUSED = {
     "ragged_groups": ["mean", "x", "y"],
     "many_rows": ["x"],
     "discrete": ["z", "k", "y"],
-    "parts_that_are_draws": [],
+    "parts_that_are_draws": ["mixture"],
     "transforms": ["weights", "above", "sorted", "between"],
     "data": ["x"],
     "missing": ["y_unobserved", "y_observed"],
@@ -372,6 +372,104 @@ def test_what_is_odd_stays(name, rng):
         sum(value.sum() for value in expected.values()),
         rtol=1e-12,
     )
+
+
+def nested_mixture(n):
+    inner = pm.Mixture.dist(w=[0.5, 0.5], comp_dists=[pm.Normal.dist(n), pm.Normal.dist(1)])
+    pm.Mixture(f"y_{n}", w=[0.2, 0.8], comp_dists=[inner, pm.Normal.dist(n)], observed=0.3)
+
+
+#: One member of a loop of mixtures that are fused
+MIXTURES = {
+    "of vectors": lambda n, s, w: pm.Mixture(
+        f"y_{n}",
+        w=w[n],
+        comp_dists=[
+            pm.MvNormal.dist(np.full(2, n), np.eye(2)),
+            pm.MvNormal.dist(np.zeros(2), s * np.eye(2) * (n + 1)),
+        ],
+        observed=ROWS[n, 0],
+    ),
+    "of rows": lambda n, s, w: pm.Mixture(
+        f"y_{n}",
+        w=w[n],
+        comp_dists=[pm.Normal.dist(n, s, shape=4), pm.Laplace.dist(0, s, shape=4)],
+        observed=ROWS[n, :, 0],
+    ),
+    "latent": lambda n, s, w: pm.Mixture(
+        f"y_{n}", w=w[n], comp_dists=[pm.Normal.dist(n, 1), pm.Normal.dist(s, 1)]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_mixtures(name, rng):
+    with pm.Model() as model:
+        s = pm.HalfNormal("s")
+        w = pm.Dirichlet("w", np.ones(2), shape=(4, 2))
+        for n in range(4):
+            MIXTURES[name](n, s, w)
+    fused = fuse_model(model)
+    assert set(_made[fused].loops) == {"y"}
+    point = point_of(model, rng)
+    expected = terms(model, point)
+    got = terms(fused, fused_point(model, fused, point))
+    for n in range(4):
+        np.testing.assert_allclose(got["y"][n], expected[f"y_{n}"], rtol=1e-12)
+    [drawn] = pm.draw([fused["y"]], mode="FAST_COMPILE")
+    assert drawn.shape == (4, *model["y_0"].shape.eval())
+
+
+#: One member of a loop that stays, and what `explain` says of it
+EXPLAINED = {
+    "KroneckerNormal": (
+        lambda n, s: pm.KroneckerNormal(
+            f"y_{n}", np.zeros(4), covs=[s * np.eye(2), np.eye(2) + n], observed=np.ones(4)
+        ),
+        "distributions of this kind have no batches",
+    ),
+    "NormalMixture": (
+        lambda n, s: pm.NormalMixture(f"y_{n}", w=[0.2, 0.8], mu=[0, s + n], observed=0.3),
+        "a parameter is drawn anew",
+    ),
+    "mixture of mixtures": (
+        lambda n, s: nested_mixture(n),
+        "distributions like that of their components have no batches",
+    ),
+    "Censored": (
+        lambda n, s: pm.Censored(f"y_{n}", pm.Normal.dist(s, n + 1.0), lower=-1, upper=1),
+        "distributions of this kind have no batches",
+    ),
+    "dependent": (
+        lambda n, s: pm.Normal(f"y_{n}", pm.modelcontext(None).free_RVs[-1]),
+        "they depend on one another",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EXPLAINED)
+def test_explain_says_what_stays(name):
+    declare, reason = EXPLAINED[name]
+    with pm.Model() as model:
+        s = pm.HalfNormal("s")
+        for n in range(4):
+            declare(n, s)
+    fused = fuse_model(model)
+    assert {rv.name for rv in fused.basic_RVs} == {rv.name for rv in model.basic_RVs}
+    assert (reason, "y_0 ... y_3") in {
+        (event.reason, event.variables) for event in mvn.explain(fused).declined
+    }
+    with pytest.raises(ValueError, match=f"y_1 cannot be fused: {reason}"):
+        fuse_model(model, names=["y_1", "y_2"])
+
+
+def test_explain_names_the_odd_one():
+    with pm.Model() as model:
+        for n in range(5):
+            pm.Normal(f"y_{n}", n, shape=2 + (n == 3))
+    [event] = [e for e in mvn.explain(fuse_model(model)).declined if e.rule == "fuse_model"]
+    assert event.variables == "y_3"
+    assert event.reason == "not like y_0 in distribution, shape, value or transform"
 
 
 #: One member of a loop of which PyMC has no batch
