@@ -122,7 +122,16 @@ class Parts:
             for part in parts.values():
                 variables.append(part.var)
                 model.add_named_variable(part.var, dims=part.dims)
+        order = {name: k for k, name in enumerate(model.named_vars)}
+        # PyMC clones in the order of the graph
         model = clone_model(model)
+        for variables in (
+            model.free_RVs,
+            model.observed_RVs,
+            model.deterministics,
+            model.potentials,
+        ):
+            variables.sort(key=lambda var: order[var.name])
         for name, part in self.free.items():
             model.set_initval(model[name], part.initial)
         return model

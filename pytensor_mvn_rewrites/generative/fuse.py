@@ -127,9 +127,9 @@ def fuse_model(model: pm.Model, *, names: Sequence[str] | None = None) -> pm.Mod
     crowded = crowded_names(list(parts.random))
     made, reasons = Made(), dict[str, str]()
 
-    def stays(names: Sequence[str], reason: Unfusable) -> None:
-        reasons.update({name: reasons.get(name, str(reason)) for name in names})
-        made.declined.append(_declined(names, str(reason)))
+    def stays(names: Sequence[str], why: str) -> None:
+        reasons.update({name: reasons.get(name, why) for name in names})
+        made.declined.append(_declined(names, why))
 
     while True:
         with recording() as looked:
@@ -139,7 +139,7 @@ def fuse_model(model: pm.Model, *, names: Sequence[str] | None = None) -> pm.Mod
         try:
             name, fusion = _fuse(parts, loop, crowded)
         except Unfusable as reason:
-            stays([str(rv.name) for rv in loop.members], reason)
+            stays([str(rv.name) for rv in loop.members], str(reason))
         else:
             made.loops[name] = fusion
             record(Fired("generative", "fuse_model", str(loop)))
@@ -150,15 +150,15 @@ def fuse_model(model: pm.Model, *, names: Sequence[str] | None = None) -> pm.Mod
     for fusion in made.loops.values():
         rest = wanted.difference(in_loops, reasons)
         if odd := sorted(name for name in rest if kind[name] == kind[fusion.names[0]]):
-            reason = f"not like {fusion.names[0]} in distribution, shape, value or transform"
-            stays(odd, Unfusable(reason))
+            why = f"not like {fusion.names[0]} in distribution, shape, value or transform"
+            stays(odd, why)
     for name in list(parts.random):
         if name not in wanted and name not in made.loops:
             continue
         try:
             batch = split_blocks(parts, name)
         except Unfusable as reason:
-            stays([name], reason)
+            stays([name], str(reason))
             continue
         if batch is not None:
             made.blocks[name] = batch
@@ -304,7 +304,11 @@ def _batched_mixture(loop: Loop) -> Tensor:
     """One ``Mixture``, of batches of the components and of the weights."""
     old = loop.members[0]
     _, weights, *components = old.owner.inputs
-    if not all(isinstance(part.owner.op, RandomVariable) for part in components):
+    of_components = [own for part in components for own in part.owner.inputs]
+    if not all(isinstance(part.owner.op, RandomVariable) for part in components) or len(
+        loop.parameters
+    ) != 2 + len(of_components):
+        # or with draws among their parameters
         raise Unfusable("distributions like that of their components have no batches")
     missing = old.type.ndim - components[0].owner.op.ndim_supp - (weights.type.ndim - 1)
     if (own := loop.batches[1]) is not None:

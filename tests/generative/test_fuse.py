@@ -180,6 +180,21 @@ def test_initial_values():
     assert model.initial_point()["x_3"] == 3
 
 
+def test_order_of_variables():
+    """That of the model, so that raveled points are laid out as its own are."""
+    with pm.Model() as model:
+        last = pm.Normal("last")
+        first = pm.HalfNormal("first")
+        for n in range(3):
+            x = pm.Normal(f"x_{n}", first, n + 1.0)
+            pm.Normal(f"y_{n}", x, 1.0, observed=n)
+        pm.Deterministic("total", first + last)
+        pm.Deterministic("difference", first - last)
+    fused = fuse_model(model)
+    assert [rv.name for rv in fused.basic_RVs] == ["last", "first", "x", "y"]
+    assert [var.name for var in fused.deterministics] == ["total", "difference"]
+
+
 def test_only_these():
     model = model_of(mvnormals)
     names = [f"x_{n}" for n in range(5)]
@@ -461,6 +476,17 @@ def test_explain_says_what_stays(name):
     }
     with pytest.raises(ValueError, match=f"y_1 cannot be fused: {reason}"):
         fuse_model(model, names=["y_1", "y_2"])
+
+
+def test_components_with_draws_among_their_parameters_stay():
+    with pm.Model() as model:
+        for n in range(4):
+            parts = [pm.Normal.dist(pm.Normal.dist(n)), pm.Normal.dist(n)]
+            pm.Mixture(f"y_{n}", w=[0.2, 0.8], comp_dists=parts, observed=0.3)
+    made = _made[fuse_model(model)]
+    assert not made.loops
+    [event] = made.declined
+    assert "their components have no batches" in event.reason
 
 
 def test_explain_names_the_odd_one():
