@@ -179,7 +179,7 @@ def scenarios(pick) -> Iterator[Scenario]:
 
     n = pick(300, short=30, tiny=3)
     yield from of_fused(n)
-    yield from of_advi(n, bearable=pick(30, short=10, tiny=2))
+    yield from of_advi(n, bearable=pick(60, short=10, tiny=2))
     yield of_predictive(n, draws=pick(500, short=100, tiny=3))
 
     for name in ("eight_schools", "logistic"):
