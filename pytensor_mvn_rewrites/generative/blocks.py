@@ -98,17 +98,17 @@ def split_blocks(parts: Parts, name: str) -> BlockBatch | None:
     covs = blocks.matrices.astype(cov.type.dtype)
     new = rv.owner.op.make_node(rng, size, means, covs).outputs[1]
     new.name = name
-    count, length = blocks.positions.shape
+    dims = (f"{name}_block", f"{name}_entry")
+    if taken := sorted(parts.lengths.keys() & set(dims)):
+        raise Unfusable(f"the dimension {taken[0]!r} is taken")
     *outer, flat_dim = part.dims or (*parts.add_dims(name, rv.type.shape[:-1]), "")
-    dims = (
-        parts.add_dim(f"{name}_block", tuple(range(count))),
-        parts.add_dim(f"{name}_entry", tuple(range(length))),
-    )
+    for dim, length in zip(dims, blocks.positions.shape, strict=True):
+        parts.add_dim(dim, tuple(range(length)))
     batch = BlockBatch(
         blocks.positions,
         dims,
         flat_dim or f"{name}_dim_{len(outer)}",
-        tuple(parts.coords.get(flat_dim) or range(count * length)),
+        tuple(parts.coords.get(flat_dim) or range(n_flat)),
     )
     value = _value(part, blocks, is_free=name in parts.free)
     own_parts = parts.free if name in parts.free else parts.observed

@@ -210,7 +210,7 @@ def test_loops_of_flat_vectors(rng):
 
 
 def taken_dimension(cov):
-    pm.modelcontext(None).add_coord("y_block", [1, 2])
+    pm.modelcontext(None).add_coord("y_entry", [1, 2])
     pm.MvNormal("y", np.zeros(6), cov=cov)
 
 
@@ -246,7 +246,7 @@ STAYS = {
         lambda cov: pm.MvNormal("y", 0, cov=cov, initval=pt.zeros(6)),
         "its initial value is given as a graph",
     ),
-    "dimension taken": (taken_dimension, "the dimension 'y_block' is taken"),
+    "dimension taken": (taken_dimension, "the dimension 'y_entry' is taken"),
 }
 
 
