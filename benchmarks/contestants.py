@@ -466,3 +466,83 @@ class Sampling:
             "draws": int(sizes["chain"] * sizes["draw"]),
             "divergences": int(trace["sample_stats"]["diverging"].sum()),
         }
+
+
+class Fitting(Evaluated):
+    """ADVI of a PyMC model; `call` is one step.
+
+    Parameters
+    ----------
+    model, arguments, plugin
+        As :class:`PyMCModel`.
+    """
+
+    def __init__(self, model: str, arguments: dict, plugin: bool):
+        import_packages(plugin, "")
+        self.model = model
+        self.arguments = arguments
+
+    def prepare(self) -> dict:
+        """Build the model, and compile with the first step."""
+        import pymc as pm
+
+        with stopwatch() as building:
+            model = build(self.model, self.arguments)
+        with stopwatch() as compiling, model:
+            advi = pm.ADVI(random_seed=1)
+            advi.fit(1, progressbar=False)
+        self.call = advi.state.step
+        return {
+            "build": building["wall"],
+            "compile": compiling["wall"],
+            "compile_cpu": compiling["cpu"],
+        }
+
+
+class Predictive:
+    """Prior and posterior predictive of a PyMC model, compilation included.
+
+    Parameters
+    ----------
+    model, arguments, plugin
+        As :class:`PyMCModel`.
+    draws : int
+    """
+
+    def __init__(self, model: str, arguments: dict, plugin: bool, draws: int):
+        import_packages(plugin, "")
+        self.model = model
+        self.arguments = arguments
+        self.draws = draws
+
+    def prepare(self) -> dict:
+        """Seconds for each, and whether ``unfuse`` gives back exactly what was drawn."""
+        import pymc as pm
+
+        with stopwatch() as building:
+            model = build(self.model, self.arguments)
+        options = {"model": model, "random_seed": 1}
+        with stopwatch() as prior:
+            samples = pm.sample_prior_predictive(self.draws, **options)
+        samples["posterior"] = samples["prior"]
+        with stopwatch() as posterior:
+            predictive = pm.sample_posterior_predictive(samples, progressbar=False, **options)
+        quantities = {
+            "build": building["wall"],
+            "prior": prior["wall"],
+            "posterior": posterior["wall"],
+        }
+        drawn = predictive["posterior_predictive"].to_dataset()
+        if list(drawn.data_vars) == ["x"]:
+            quantities["round_trip"] = float(self.comes_back(drawn, model))
+        return quantities
+
+    def comes_back(self, drawn, model) -> bool:
+        """Whether the batch of a fused loop is what its members have."""
+        from pytensor_mvn_rewrites import unfuse
+
+        back = unfuse(drawn, model)
+        names = [f"x_{label}" for label in model.coords["x_loop"]]
+        if sorted(back.data_vars) != sorted(names):
+            return False
+        return np.array_equal(np.stack([back[name] for name in names], axis=2), drawn["x"])

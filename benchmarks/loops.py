@@ -1,9 +1,20 @@
 """Scenarios of the loop of the forum thread, of models without it, and of sampling."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
+from benchmarks import models
 from benchmarks.models import loop_data
-from benchmarks.scenarios import Bar, Scenario, Variant, faster, model, on_and_off, per_build
+from benchmarks.scenarios import (
+    Bar,
+    Scenario,
+    Variant,
+    faster,
+    first_gradient,
+    model,
+    on_and_off,
+    per_build,
+)
 
 #: Where the loop without the plugin is still bearable
 UNREWRITTEN_UP_TO = 30
@@ -25,6 +36,91 @@ def numpyro_loop(n: int, q: int = 3, seed: int = 0):
         numpyro.sample("x", dist.MultivariateNormal(mu, covariance_matrix=scale * covs), obs=data)
 
     return model, ("scale", "mu")
+
+
+def fused(model: str, **arguments):
+    """What ``fuse_model`` makes of a model of :mod:`benchmarks.models`."""
+    from pytensor_mvn_rewrites import fuse_model
+
+    return fuse_model(models.MODELS[model](**arguments))
+
+
+def of_fused(n: int) -> Iterator[Scenario]:
+    """Compilation of fused models against those that are vectorised by hand."""
+    for name in ("loop", "latent_loop"):
+        by_hand = f"models.{name}_by_hand"
+        yield Scenario(
+            f"loops:fused_{name}",
+            f"fuse_model of the model '{name}', N={n}, q=3",
+            (
+                model("fused", "loops.fused", model=name, n=n),
+                model("by hand", by_hand, n=n),
+                model("by hand, off", by_hand, False, n=n),
+            ),
+            first_gradient(1.1, "fused", "by hand"),
+            reference="by hand, off",
+        )
+
+
+def of_advi(n: int, bearable: int) -> Iterator[Scenario]:
+    """ADVI: its compilation at `n`, and its steps where the loop without the plugin compiles."""
+
+    def fitting(label: str, function: str, plugin: bool = True, **arguments) -> Variant:
+        described = {"model": f"models.{function}", "arguments": arguments, "plugin": plugin}
+        return Variant(label, "Fitting", described)
+
+    yield Scenario(
+        "loops:advi",
+        f"ADVI, first step and steps, N={n}, q=3",
+        (
+            fitting("on", "loop", n=n),
+            fitting("by hand", "loop_by_hand", n=n),
+            fitting("by hand, off", "loop_by_hand", plugin=False, n=n),
+        ),
+        (*first_gradient(1.5, "on", "by hand"), *first_gradient(1.5, "on", "by hand, off")),
+    )
+    yield Scenario(
+        "loops:advi_off",
+        f"the same without the plugin, N={bearable}",
+        (
+            fitting("on", "loop", n=bearable),
+            replace(fitting("off", "loop", plugin=False, n=bearable), once=True),
+        ),
+        (faster(5),),
+    )
+
+
+def of_predictive(n: int, draws: int) -> Scenario:
+    """Prior and posterior predictive of a loop, fused and as it is."""
+
+    def predictive(label: str, function: str, plugin: bool = True, **arguments) -> Variant:
+        described = {"model": function, "arguments": arguments, "plugin": plugin, "draws": draws}
+        return Variant(label, "Predictive", described, timed=False)
+
+    bars = [
+        Bar(
+            f"{kind} predictive of 'fused' at least 20 times faster than of 'off', compilation "
+            f"included, {name}",
+            ("off", prefix + kind),
+            ("fused", prefix + kind),
+            at_least=20,
+        )
+        for kind in ("prior", "posterior")
+        for name, prefix in (("cold", "cold_"), ("warm", ""))
+    ]
+    exact = Bar(
+        "unfuse gives back what was drawn (1: exactly)", ("fused", "round_trip"), at_least=1
+    )
+    return Scenario(
+        "loops:predictive",
+        f"{draws} draws of the prior and of the posterior predictive, N={n}, q=3",
+        (
+            predictive("fused", "loops.fused", model="loop", n=n),
+            predictive("off", "models.loop", plugin=False, n=n),
+        ),
+        (*bars, exact),
+        warm=1,
+    )
 
 
 def variants(n: int, q: int = 3) -> Iterator[Variant]:
@@ -80,6 +176,11 @@ def scenarios(pick) -> Iterator[Scenario]:
         per_build(1)[1:],
         reference="by hand, off",
     )
+
+    n = pick(300, short=30, tiny=3)
+    yield from of_fused(n)
+    yield from of_advi(n, bearable=pick(60, short=10, tiny=2))
+    yield of_predictive(n, draws=pick(500, short=100, tiny=3))
 
     for name in ("eight_schools", "logistic"):
         yield Scenario(

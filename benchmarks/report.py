@@ -96,6 +96,10 @@ COLUMNS = {
     "sampling": ("sample", seconds),
     "draws": ("draws", "{:.0f}".format),
     "divergences": ("divergences", "{:.0f}".format),
+    "cold_prior": ("prior predictive, cold", seconds),
+    "prior": ("prior predictive, warm", seconds),
+    "cold_posterior": ("posterior predictive, cold", seconds),
+    "posterior": ("posterior predictive, warm", seconds),
 }
 
 

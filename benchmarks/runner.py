@@ -123,11 +123,11 @@ def prepare(scenario: Scenario, measured: Measured, effort: Effort, last: bool) 
         measured.error = str(error)
         worker.close()
         return None
-    if cold and "compile" in quantities:
-        quantities["cold_compile"] = quantities.pop("compile")
+    compiled = [name for name in ("compile", "prior", "posterior") if name in quantities]
+    if cold and compiled:
+        of_cold = {f"cold_{name}": quantities.pop(name) for name in compiled}
         # what does not depend on the cache comes from the warm runs, if there are any
-        if not last:
-            quantities = {"cold_compile": quantities["cold_compile"]}
+        quantities = of_cold | quantities if last else of_cold
     measured.add(**quantities)
     if last:
         return worker

@@ -30,6 +30,7 @@ from pytensor_mvn_rewrites.flops import (
     op_name,
     static_shape,
 )
+from pytensor_mvn_rewrites.generative.fuse import what_stays
 from pytensor_mvn_rewrites.lower._lowered import BackendOp
 from pytensor_mvn_rewrites.names import collapsed, densities_of, inputs_of
 from pytensor_mvn_rewrites.ops import InvQuadLogdet, MvNormalLogp
@@ -179,7 +180,8 @@ def explain(model: Any) -> Explanation:
 
     Of a model or a graph it runs PyMC's pre-gradient pass, and compiles nothing. Lengths that the
     graph does not know are those at the model's initial point; what it costs where they are not
-    known is said to be unknown.
+    known is said to be unknown. Of a model that :func:`fuse_model` made it says, too, why variables
+    were not fused.
 
     Parameters
     ----------
@@ -222,13 +224,14 @@ def explain(model: Any) -> Explanation:
         # a copy: PyMC's rewriting works in place
         [after] = rewrite_pregrad(clone_replace([graph]))
     fgraph = FunctionGraph(outputs=[after], clone=True, copy_inputs=False)
+    stays = what_stays(model) if isinstance(model, pm.Model) else []
     return Explanation(
         nodes_before,
         len(fgraph.apply_nodes),
         tuple(before),
         tuple(_operations(fgraph, model if isinstance(model, pm.Model) else None)),
         tuple(_fired(events)),
-        tuple(dict.fromkeys(_merged(last_declined(events)))),
+        tuple(dict.fromkeys(_merged([*stays, *last_declined(events)]))),
     )
 
 

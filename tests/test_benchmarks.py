@@ -5,14 +5,17 @@ import sys
 
 import numpy as np
 import pymc as pm
+import pytensor
 import pytest
 from pytensor.compile.mode import Mode
 
 from benchmarks import digits, profile, report
 from benchmarks.contestants import (
     Evaluated,
+    Fitting,
     LimitDensity,
     NumPyroModel,
+    Predictive,
     PyMCModel,
     PyTensorDensity,
     UnrewrittenModel,
@@ -115,6 +118,20 @@ def test_names_and_bars(size):
             assert bar.over[0] in ("*", *labels)
             assert bar.under is None or bar.under[0] in labels
             assert (bar.at_least is None) != (bar.at_most is None)
+
+
+def test_fitting_and_predictive():
+    """A step of ADVI, and draws that come back exactly."""
+    size = {"n": 3, "q": 2}
+    with pytensor.config.change_flags(mode="FAST_COMPILE", cxx=""):
+        advi = Fitting(model="models.loop", arguments=size, plugin=True)
+        assert advi.prepare()["compile"] > 0
+        advi.call()
+        arguments = {"model": "loop", **size}
+        fused = Predictive(model="loops.fused", arguments=arguments, plugin=True, draws=3)
+        assert fused.prepare()["round_trip"] == 1
+        loop = Predictive(model="models.loop", arguments=size, plugin=True, draws=3)
+        assert "round_trip" not in loop.prepare()
 
 
 def test_only():

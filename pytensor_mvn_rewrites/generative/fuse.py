@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -12,18 +12,21 @@ import pymc as pm
 import pytensor
 import pytensor.tensor as pt
 from pymc.distributions import transforms
+from pymc.distributions.mixture import MixtureRV
 from pymc.logprob import transforms as elementwise
-from pymc.model.fgraph import clone_model
 from pytensor.graph.basic import Constant, Variable
-from pytensor.graph.traversal import ancestors, toposort
+from pytensor.graph.traversal import ancestors
 from pytensor.tensor.random.op import RandomVariable
 from pytensor.tensor.type_other import NoneTypeT
 
 from pytensor_mvn_rewrites._upstream import _LKJCholeskyCovRV
-from pytensor_mvn_rewrites.generative.loops import Loop, declined, find_loops, places
-from pytensor_mvn_rewrites.graph import Tensor, substituted
+from pytensor_mvn_rewrites.generative._parts import Part, Parts, Unfusable, of_dtype
+from pytensor_mvn_rewrites.generative.blocks import BlockBatch, split_blocks
+from pytensor_mvn_rewrites.generative.loops import Loop, find_loops, places
+from pytensor_mvn_rewrites.graph import Tensor
 from pytensor_mvn_rewrites.logprob import batched_lkj_cholesky_cov
-from pytensor_mvn_rewrites.pipeline import Fired, record
+from pytensor_mvn_rewrites.names import collapsed
+from pytensor_mvn_rewrites.pipeline import Declined, Fired, record, recording
 from pytensor_mvn_rewrites.reroll._signature import group_by
 
 #: Transforms that work along the last axes, or on each number, whatever axes come before.
@@ -58,12 +61,17 @@ class Fusion:
     rows: tuple[int, ...] | None
 
 
-#: fused model -> {name of a variable: what it stands for}
-_fusions: WeakKeyDictionary[pm.Model, dict[str, Fusion]] = WeakKeyDictionary()
+@dataclass
+class Made:
+    """What :func:`fuse_model` made of a model."""
+
+    loops: dict[str, Fusion] = field(default_factory=dict)
+    blocks: dict[str, BlockBatch] = field(default_factory=dict)
+    declined: list[Declined] = field(default_factory=list)
 
 
-class Unfusable(Exception):
-    """A loop stays as it is; the message says why."""
+#: fused model -> what was made of the one that it comes from
+_made: WeakKeyDictionary[pm.Model, Made] = WeakKeyDictionary()
 
 
 def fuse_model(model: pm.Model, *, names: Sequence[str] | None = None) -> pm.Model:
@@ -75,9 +83,14 @@ def fuse_model(model: pm.Model, *, names: Sequence[str] | None = None) -> pm.Mod
     number of rows become one variable over all rows, with the number of its member for each row in
     ``x_member``. Log-densities are the same; draws come from another stream of random numbers.
 
+    A flat ``MvNormal`` vector ``y`` whose covariance, or its Cholesky factor, is block-diagonal
+    with blocks of one size becomes a batch of as many vectors, with the dimensions ``y_block`` and
+    ``y_entry``. What uses the flat vector gets the raveled batch.
+
     Data, dims, coordinates, deterministics, potentials, transforms and initial values are carried
     over. Variables stay as they are if they are not alike, depend on one another, hold other
-    distributions (mixtures, but not ``pm.LKJCholeskyCov``), or have no common name.
+    distributions (such as ``pm.Censored``, but not ``pm.Mixture`` and ``pm.LKJCholeskyCov``), or
+    have no common name; :func:`explain` of the fused model says why.
 
     Parameters
     ----------
@@ -112,117 +125,64 @@ def fuse_model(model: pm.Model, *, names: Sequence[str] | None = None) -> pm.Mod
         raise ValueError(f"{sorted(unknown)} are no random variables of the model")
     parts = Parts.of(model)
     crowded = crowded_names(list(parts.random))
-    fusions: dict[str, Fusion] = {}
-    reasons: dict[str, str] = {}
-    while loop := _next_loop(parts, wanted.difference(reasons)):
+    made, reasons = Made(), dict[str, str]()
+
+    def stays(names: Sequence[str], why: str) -> None:
+        reasons.update({name: reasons.get(name, why) for name in names})
+        made.declined.append(_declined(names, why))
+
+    while True:
+        with recording() as looked:
+            loop = _next_loop(parts, wanted.difference(reasons))
+        if loop is None:
+            break
         try:
             name, fusion = _fuse(parts, loop, crowded)
         except Unfusable as reason:
-            reasons |= dict.fromkeys([str(rv.name) for rv in loop.members], str(reason))
-            declined(loop.members, str(reason))
+            stays([str(rv.name) for rv in loop.members], str(reason))
         else:
-            fusions[name] = fusion
+            made.loops[name] = fusion
             record(Fired("generative", "fuse_model", str(loop)))
-    left = wanted.difference(*(fusion.names for fusion in fusions.values()))
+    # the last look is that at all that stays
+    made.declined += (seen := [event for event in looked if isinstance(event, Declined)])
+    in_loops = {name for fusion in made.loops.values() for name in fusion.names}
+    kind = stems(list(parts.random) + sorted(in_loops))
+    for fusion in made.loops.values():
+        rest = wanted.difference(in_loops, reasons)
+        if odd := sorted(name for name in rest if kind[name] == kind[fusion.names[0]]):
+            why = f"not like {fusion.names[0]} in distribution, shape, value or transform"
+            stays(odd, why)
+    for name in list(parts.random):
+        if name not in wanted and name not in made.loops:
+            continue
+        try:
+            batch = split_blocks(parts, name)
+        except Unfusable as reason:
+            stays([name], str(reason))
+            continue
+        if batch is not None:
+            made.blocks[name] = batch
+            record(Fired("generative", "fuse_model", f"{len(batch.positions)} blocks of {name}"))
+    left = wanted.difference(made.blocks, in_loops)
     if names is not None and left:
         first = sorted(left)[0]
-        why = reasons.get(first, "there are no variables like it")
+        unlike = [event.reason for event in seen] or ["there are no variables like it"]
+        why = reasons.get(first, "; ".join(unlike))
         raise ValueError(f"{first} cannot be fused: {why}")
+    for event in made.declined:
+        record(event)
     fused = parts.model()
-    _fusions[fused] = fusions
+    _made[fused] = made
     return fused
 
 
-@dataclass
-class Part:
-    """A variable of a model: a random one has a value."""
-
-    var: Tensor
-    dims: tuple[str, ...] | None
-    value: Any = None
-    transform: Any = None
-    initial: Any = None
+def what_stays(model: pm.Model) -> list[Declined]:
+    """Why variables of a fused model are those of the model that it was made of."""
+    return _made[model].declined if model in _made else []
 
 
-@dataclass
-class Parts:
-    """What a model is made of, by name and in its order."""
-
-    free: dict[str, Part]
-    observed: dict[str, Part]
-    deterministics: dict[str, Part]
-    potentials: dict[str, Part]
-    data: dict[str, Part]
-    coords: dict[str, Any]
-    lengths: dict[str, Any]
-
-    @classmethod
-    def of(cls, model: pm.Model) -> "Parts":
-        """Those of `model`, which stays as it is."""
-
-        def parts(variables):
-            return {v.name: Part(v, model.named_vars_to_dims.get(v.name)) for v in variables}
-
-        free, observed = parts(model.free_RVs), parts(model.observed_RVs)
-        for part in (free | observed).values():
-            part.value = model.rvs_to_values[part.var]
-            part.transform = model.rvs_to_transforms.get(part.var)
-            part.initial = model.rvs_to_initial_values.get(part.var)
-        return cls(
-            free,
-            observed,
-            parts(model.deterministics),
-            parts(model.potentials),
-            parts(model.data_vars),
-            dict(model.coords),
-            dict(model.dim_lengths),
-        )
-
-    @property
-    def random(self) -> dict[str, Part]:
-        """The random variables."""
-        return self.free | self.observed
-
-    def replace(self, new: dict[Variable, Variable]) -> None:
-        """Put other variables in the place of some, in all that is computed from them."""
-        parts = [*self.random.values(), *self.deterministics.values(), *self.potentials.values()]
-        changed = set(new)
-        for node in toposort([part.var for part in parts]):
-            if not changed.isdisjoint(node.inputs):
-                changed.update(node.outputs)
-        kept = [part.var for part in parts if part.var not in changed]
-        parts = [part for part in parts if part.var in changed]
-        graphs = substituted([part.var for part in parts], new, kept) if parts else []
-        for part, var in zip(parts, graphs, strict=True):
-            var.name = part.var.name
-            part.var = var
-
-    def model(self) -> pm.Model:
-        """A model of these parts, which shares no data with that which they come from."""
-        model = pm.Model(model=None)
-        for name, length in self.lengths.items():
-            model.add_coord(name, self.coords.get(name), length=length)
-        for part in self.random.values():
-            model.create_value_var(
-                part.var, transform=part.transform, default_transform=None, value_var=part.value
-            )
-        for part in self.free.values():
-            model.set_initval(part.var, None)
-        kinds = [
-            (model.data_vars, self.data),
-            (model.free_RVs, self.free),
-            (model.observed_RVs, self.observed),
-            (model.deterministics, self.deterministics),
-            (model.potentials, self.potentials),
-        ]
-        for variables, parts in kinds:
-            for part in parts.values():
-                variables.append(part.var)
-                model.add_named_variable(part.var, dims=part.dims)
-        model = clone_model(model)
-        for name, part in self.free.items():
-            model.set_initval(model[name], part.initial)
-        return model
+def _declined(names: Sequence[str], reason: str) -> Declined:
+    return Declined("generative", "fuse_model", reason, "", collapsed(names))
 
 
 def _next_loop(parts: Parts, names: set[str]) -> Loop | None:
@@ -252,7 +212,7 @@ def _fuse(parts: Parts, loop: Loop, crowded: set[str]) -> tuple[str, Fusion]:
         raise Unfusable("their dims differ")
     if not set(loop.members).isdisjoint(ancestors([v for v in loop.batches if v is not None])):
         raise Unfusable("they depend on one another")
-    if not isinstance(first.var.owner.op, RandomVariable | _LKJCholeskyCovRV):
+    if not isinstance(first.var.owner.op, RandomVariable | _LKJCholeskyCovRV | MixtureRV):
         raise Unfusable("distributions of this kind have no batches")
     if first.transform is not None and not isinstance(first.transform, BATCHABLE_TRANSFORMS):
         raise Unfusable(f"the transform {first.transform} is not known to work on a batch")
@@ -281,13 +241,17 @@ def _fuse(parts: Parts, loop: Loop, crowded: set[str]) -> tuple[str, Fusion]:
     elif value is None:
         value = pt.alloc(own, len(names), *own.shape)
         value = pt.constant(value.eval()) if isinstance(own, Constant) else value
-    core = tuple(first.dims or ())[bool(loop.rows) :] or _core_dims(parts, base, rv)
+    core = tuple(first.dims or ())[bool(loop.rows) :]
+    lengths = rv.type.shape[1:]
+    if None in lengths and first.transform is None and not loop.rows:
+        lengths = own.type.shape
+    core = core or parts.add_dims(base, lengths, first=int(bool(loop.rows)))
     dim = _loop_dim(parts, base, labels, loop.rows)
     rv.name = base
     if index is not None:
         parts.data[index.name] = Part(index, (dim,))
     own_parts = parts.free if is_free else parts.observed
-    new = Part(rv, (dim, *core), _of_dtype(value, rv), first.transform, start)
+    new = Part(rv, (dim, *core), of_dtype(value, rv), first.transform, start)
     # in the place of the first of them
     before = dict(own_parts)
     own_parts.clear()
@@ -299,10 +263,6 @@ def _fuse(parts: Parts, loop: Loop, crowded: set[str]) -> tuple[str, Fusion]:
         {old: old.type.filter_variable(rv[place], allow_convert=True) for old, place in members_of}
     )
     return base, Fusion(names, dim, tuple(loop.rows) if loop.rows else None)
-
-
-def _of_dtype(value: Variable, rv: Variable) -> Variable:
-    return value if value.type.dtype == rv.type.dtype else pt.cast(value, rv.type.dtype)
 
 
 def _batched_rv(loop: Loop, index: Variable | None) -> Tensor:
@@ -318,6 +278,8 @@ def _batched_rv(loop: Loop, index: Variable | None) -> Tensor:
         return op.make_node(rng, pt.constant([len(loop.member_of_row)]), *gathered).outputs[1]
     if isinstance(op, _LKJCholeskyCovRV):
         rv = _batched_lkj(loop)
+    elif isinstance(op, MixtureRV):
+        rv = _batched_mixture(loop)
     else:
         rv = _batched_draw(old, loop.parameters, loop.batches, len(loop.members))
     # what has draws in batches may have no density of them: then this raises
@@ -336,6 +298,28 @@ def _batched_lkj(loop: Loop) -> Tensor:
     count = len(loop.members)
     sds = _batched_draw(sd_dist, parameters, batches, count)
     return batched_lkj_cholesky_cov(n, eta, sds, count, rng)
+
+
+def _batched_mixture(loop: Loop) -> Tensor:
+    """One ``Mixture``, of batches of the components and of the weights."""
+    old = loop.members[0]
+    _, weights, *components = old.owner.inputs
+    of_components = [own for part in components for own in part.owner.inputs]
+    if not all(isinstance(part.owner.op, RandomVariable) for part in components) or len(
+        loop.parameters
+    ) != 2 + len(of_components):
+        # or with draws among their parameters
+        raise Unfusable("distributions like that of their components have no batches")
+    missing = old.type.ndim - components[0].owner.op.ndim_supp - (weights.type.ndim - 1)
+    if (own := loop.batches[1]) is not None:
+        weights = pt.expand_dims(own, tuple(range(1, 1 + missing)))
+    batches, start = [], 2
+    for part in components:
+        stop = start + len(part.owner.inputs)
+        given = loop.parameters[start:stop], loop.batches[start:stop]
+        batches.append(_batched_draw(part, *given, len(loop.members)))
+        start = stop
+    return MixtureRV.rv_op(weights, *batches)
 
 
 def _batched_draw(
@@ -430,31 +414,11 @@ def commonprefix(names: Sequence[str]) -> str:
 def _loop_dim(parts: Parts, base: str, labels: tuple, rows: Sequence[int] | None) -> str:
     """The dimension of the members, which loops with the same labels share, or of their rows."""
     if rows:
-        return _add_dim(parts, f"{base}_row", tuple(range(sum(rows))))
+        return parts.add_dim(f"{base}_row", tuple(range(sum(rows))))
     for name, known in parts.coords.items():
         if name.endswith("_loop") and known == labels:
             return name
-    return _add_dim(parts, f"{base}_loop", labels)
-
-
-def _core_dims(parts: Parts, base: str, rv: Tensor) -> tuple[str, ...]:
-    """Dims for the other axes of a variable without dims: PyMC names all or none."""
-    lengths = rv.type.shape[1:]
-    if None in lengths:
-        raise Unfusable("the length of one of their dimensions is not known")
-    return tuple(
-        _add_dim(parts, f"{base}_dim_{axis}", tuple(range(length)))
-        for axis, length in enumerate(lengths, start=1)
-    )
-
-
-def _add_dim(parts: Parts, name: str, values: tuple) -> str:
-    """Add a dimension with a coordinate, as ``pm.Model.add_coord`` does."""
-    if name in parts.lengths:
-        raise Unfusable(f"the dimension {name!r} is taken")
-    parts.coords[name] = values
-    parts.lengths[name] = pytensor.shared(np.asarray(len(values)), name=name)
-    return name
+    return parts.add_dim(f"{base}_loop", labels)
 
 
 def unfuse(data, model: pm.Model):
@@ -479,17 +443,19 @@ def unfuse(data, model: pm.Model):
     """
     import xarray as xr
 
-    if model not in _fusions:
+    if model not in _made:
         raise ValueError("the model was not made by fuse_model")
     if isinstance(data, xr.Dataset):
-        return _unfuse_dataset(data, _fusions[model])
-    return data.map_over_datasets(lambda group: _unfuse_dataset(group, _fusions[model]))
+        return _unfuse_dataset(data, _made[model])
+    return data.map_over_datasets(lambda group: _unfuse_dataset(group, _made[model]))
 
 
-def _unfuse_dataset(data, fusions: dict[str, Fusion]):
+def _unfuse_dataset(data, made: Made):
     variables = {}
     for name, array in data.data_vars.items():
-        fusion = fusions.get(name)
+        fusion, batch = made.loops.get(name), made.blocks.get(name)
+        if batch is not None:
+            array = batch.flat_array(array)
         if fusion is None or fusion.dim not in array.dims:
             variables[name] = array
             continue
@@ -501,8 +467,7 @@ def _unfuse_dataset(data, fusions: dict[str, Fusion]):
                 member = member.rename({fusion.dim: f"{own}_dim_0"})
             dims = {d: d.replace(f"{name}_dim_", f"{own}_dim_") for d in member.dims}
             variables[own] = member.rename({d: new for d, new in dims.items() if d != new})
-    return (
-        data.drop_vars(list(data.data_vars))
-        .assign(variables)
-        .drop_dims({fusion.dim for fusion in fusions.values()} & set(data.dims), errors="ignore")
-    )
+    new = {fusion.dim for fusion in made.loops.values()}
+    new.update(*(batch.dims for batch in made.blocks.values()))
+    data = data.drop_vars(list(data.data_vars)).assign(variables)
+    return data.drop_dims(new & set(data.dims), errors="ignore")

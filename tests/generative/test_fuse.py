@@ -9,7 +9,7 @@ from pymc.model_graph import ModelGraph
 
 import pytensor_mvn_rewrites as mvn
 from pytensor_mvn_rewrites import fuse_model, unfuse
-from pytensor_mvn_rewrites.generative.fuse import _fusions, common_name
+from pytensor_mvn_rewrites.generative.fuse import _made, common_name
 from tests.harness import PIPELINE_MODE, REFERENCE_MODE, assert_close
 from tests.loop_models import LOOPS, ROWS, N, data, lkj_groups, model_of, mvnormals, ragged_groups
 
@@ -27,7 +27,7 @@ FUSED = {
     "ragged_groups": ["mean", "x", "y"],
     "many_rows": ["x"],
     "discrete": ["z", "k", "y"],
-    "parts_that_are_draws": [],
+    "parts_that_are_draws": ["mixture"],
     "transforms": ["weights", "above", "sorted", "between"],
     "data": ["x"],
     "missing": ["y_unobserved", "y_observed"],
@@ -59,7 +59,7 @@ def fused_point(model, fused, point):
     """The same point for the values of the fused model."""
     own = {}
     for value in fused.value_vars:
-        fusion = _fusions[fused].get(fused.values_to_rvs[value].name)
+        fusion = _made[fused].loops.get(fused.values_to_rvs[value].name)
         names = [] if fusion is None else [model.rvs_to_values[model[n]].name for n in fusion.names]
         own[value.name] = np.stack([point[n] for n in names]) if names else point[value.name]
     return own
@@ -70,11 +70,11 @@ def test_log_densities(declare, rng):
     """Each variable has its own in the batch."""
     model = model_of(declare)
     fused = fuse_model(model)
-    assert sorted(_fusions[fused]) == sorted(FUSED[declare.__name__])
+    assert sorted(_made[fused].loops) == sorted(FUSED[declare.__name__])
     point = point_of(model, rng)
     expected = terms(model, point)
     for name, value in terms(fused, fused_point(model, fused, point)).items():
-        fusion = _fusions[fused].get(name)
+        fusion = _made[fused].loops.get(name)
         parts = {name: value}
         if fusion is not None:
             cuts = range(1, len(value)) if fusion.rows is None else np.cumsum(fusion.rows)[:-1]
@@ -152,7 +152,7 @@ def test_predictive_and_back(declare):
     back = unfuse(samples, fused)
     for group in ("prior", "prior_predictive"):
         for name, values in samples[group].data_vars.items():
-            fusion = _fusions[fused].get(name)
+            fusion = _made[fused].loops.get(name)
             if fusion is None:
                 np.testing.assert_array_equal(back[group][name], values)
                 continue
@@ -180,6 +180,21 @@ def test_initial_values():
     assert model.initial_point()["x_3"] == 3
 
 
+def test_order_of_variables():
+    """That of the model, so that raveled points are laid out as its own are."""
+    with pm.Model() as model:
+        last = pm.Normal("last")
+        first = pm.HalfNormal("first")
+        for n in range(3):
+            x = pm.Normal(f"x_{n}", first, n + 1.0)
+            pm.Normal(f"y_{n}", x, 1.0, observed=n)
+        pm.Deterministic("total", first + last)
+        pm.Deterministic("difference", first - last)
+    fused = fuse_model(model)
+    assert [rv.name for rv in fused.basic_RVs] == ["last", "first", "x", "y"]
+    assert [var.name for var in fused.deterministics] == ["total", "difference"]
+
+
 def test_only_these():
     model = model_of(mvnormals)
     names = [f"x_{n}" for n in range(5)]
@@ -199,7 +214,7 @@ def test_what_cannot_be_fused_is_named():
         pm.Normal("alpha", 0, 2.0)
         pm.Normal("beta", 0, 3.0)
     fused = fuse_model(model)
-    assert not _fusions[fused]
+    assert not _made[fused].loops
     with pytest.raises(ValueError, match="x_0 cannot be fused: the name 'x' is taken"):
         fuse_model(model, names=["x_0", "x_1", "x_2"])
     with pytest.raises(ValueError, match="y_1 cannot be fused: they depend on one another"):
@@ -227,7 +242,23 @@ def test_a_transform_of_the_user():
     with pm.Model() as model:
         for n in range(3):
             pm.Normal(f"x_{n}", 0, n + 1.0, transform=Shift())
-    assert not _fusions[fuse_model(model)]
+    assert not _made[fuse_model(model)].loops
+
+
+def test_names_of_dimensions():
+    """Those that PyMC gives the variables of the loop."""
+    with pm.Model() as model:
+        for n in range(3):
+            pm.Normal(f"x_{n}", n, shape=(2, 4))
+            pm.MvNormal(f"y_{n}", np.zeros(2), (1 + n) * np.eye(2), observed=ROWS[0][: n + 1])
+    options = {"draws": 2, "compile_kwargs": {"mode": "FAST_COMPILE"}}
+    expected = pm.sample_prior_predictive(model=model, **options)
+    fused = fuse_model(model)
+    back = unfuse(pm.sample_prior_predictive(model=fused, **options), fused)
+    for group in ("prior", "prior_predictive"):
+        for name, array in expected[group].data_vars.items():
+            assert back[group][name].dims == array.dims
+            assert back[group][name].shape == array.shape
 
 
 def test_unfuse_wants_a_fused_model():
@@ -345,7 +376,7 @@ def test_what_is_odd_stays(name, rng):
         for n in range(5):
             ODD[name][0](n)
     fused = fuse_model(model)
-    members = [name for fusion in _fusions[fused].values() for name in fusion.names]
+    members = [name for fusion in _made[fused].loops.values() for name in fusion.names]
     assert len(members) == ODD[name][1]
     assert "x_3" not in members or len(members) == 5
     point = point_of(model, rng)
@@ -356,6 +387,115 @@ def test_what_is_odd_stays(name, rng):
         sum(value.sum() for value in expected.values()),
         rtol=1e-12,
     )
+
+
+def nested_mixture(n):
+    inner = pm.Mixture.dist(w=[0.5, 0.5], comp_dists=[pm.Normal.dist(n), pm.Normal.dist(1)])
+    pm.Mixture(f"y_{n}", w=[0.2, 0.8], comp_dists=[inner, pm.Normal.dist(n)], observed=0.3)
+
+
+#: One member of a loop of mixtures that are fused
+MIXTURES = {
+    "of vectors": lambda n, s, w: pm.Mixture(
+        f"y_{n}",
+        w=w[n],
+        comp_dists=[
+            pm.MvNormal.dist(np.full(2, n), np.eye(2)),
+            pm.MvNormal.dist(np.zeros(2), s * np.eye(2) * (n + 1)),
+        ],
+        observed=ROWS[n, 0],
+    ),
+    "of rows": lambda n, s, w: pm.Mixture(
+        f"y_{n}",
+        w=w[n],
+        comp_dists=[pm.Normal.dist(n, s, shape=4), pm.Laplace.dist(0, s, shape=4)],
+        observed=ROWS[n, :, 0],
+    ),
+    "latent": lambda n, s, w: pm.Mixture(
+        f"y_{n}", w=w[n], comp_dists=[pm.Normal.dist(n, 1), pm.Normal.dist(s, 1)]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_mixtures(name, rng):
+    with pm.Model() as model:
+        s = pm.HalfNormal("s")
+        w = pm.Dirichlet("w", np.ones(2), shape=(4, 2))
+        for n in range(4):
+            MIXTURES[name](n, s, w)
+    fused = fuse_model(model)
+    assert set(_made[fused].loops) == {"y"}
+    point = point_of(model, rng)
+    expected = terms(model, point)
+    got = terms(fused, fused_point(model, fused, point))
+    for n in range(4):
+        np.testing.assert_allclose(got["y"][n], expected[f"y_{n}"], rtol=1e-12)
+    [drawn] = pm.draw([fused["y"]], mode="FAST_COMPILE")
+    assert drawn.shape == (4, *model["y_0"].shape.eval())
+
+
+#: One member of a loop that stays, and what `explain` says of it
+EXPLAINED = {
+    "KroneckerNormal": (
+        lambda n, s: pm.KroneckerNormal(
+            f"y_{n}", np.zeros(4), covs=[s * np.eye(2), np.eye(2) + n], observed=np.ones(4)
+        ),
+        "distributions of this kind have no batches",
+    ),
+    "NormalMixture": (
+        lambda n, s: pm.NormalMixture(f"y_{n}", w=[0.2, 0.8], mu=[0, s + n], observed=0.3),
+        "a parameter is drawn anew",
+    ),
+    "mixture of mixtures": (
+        lambda n, s: nested_mixture(n),
+        "distributions like that of their components have no batches",
+    ),
+    "Censored": (
+        lambda n, s: pm.Censored(f"y_{n}", pm.Normal.dist(s, n + 1.0), lower=-1, upper=1),
+        "distributions of this kind have no batches",
+    ),
+    "dependent": (
+        lambda n, s: pm.Normal(f"y_{n}", pm.modelcontext(None).free_RVs[-1]),
+        "they depend on one another",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EXPLAINED)
+def test_explain_says_what_stays(name):
+    declare, reason = EXPLAINED[name]
+    with pm.Model() as model:
+        s = pm.HalfNormal("s")
+        for n in range(4):
+            declare(n, s)
+    fused = fuse_model(model)
+    assert {rv.name for rv in fused.basic_RVs} == {rv.name for rv in model.basic_RVs}
+    assert (reason, "y_0 ... y_3") in {
+        (event.reason, event.variables) for event in mvn.explain(fused).declined
+    }
+    with pytest.raises(ValueError, match=f"y_1 cannot be fused: {reason}"):
+        fuse_model(model, names=["y_1", "y_2"])
+
+
+def test_components_with_draws_among_their_parameters_stay():
+    with pm.Model() as model:
+        for n in range(4):
+            parts = [pm.Normal.dist(pm.Normal.dist(n)), pm.Normal.dist(n)]
+            pm.Mixture(f"y_{n}", w=[0.2, 0.8], comp_dists=parts, observed=0.3)
+    made = _made[fuse_model(model)]
+    assert not made.loops
+    [event] = made.declined
+    assert "their components have no batches" in event.reason
+
+
+def test_explain_names_the_odd_one():
+    with pm.Model() as model:
+        for n in range(5):
+            pm.Normal(f"y_{n}", n, shape=2 + (n == 3))
+    [event] = [e for e in mvn.explain(fuse_model(model)).declined if e.rule == "fuse_model"]
+    assert event.variables == "y_3"
+    assert event.reason == "not like y_0 in distribution, shape, value or transform"
 
 
 #: One member of a loop of which PyMC has no batch
