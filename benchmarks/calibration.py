@@ -1,4 +1,4 @@
-"""Simulation-based calibration: is the true value anywhere among the draws, equally often?
+"""Simulation-based calibration: the ranks of true values among draws of their posteriors.
 
     python -m benchmarks.calibration                    # all models, a quarter of an hour
     python -m benchmarks.calibration kron -n 200        # one of them, with fewer replicates
