@@ -278,6 +278,9 @@ def models(draw):
     )
     extras = st.lists(st.sampled_from(g.EXTRAS), max_size=2, unique=True).map(tuple)
     least = draw(st.sampled_from([0] + [1] * 20))
+    if draw(st.integers(0, 5)) == 0:
+        parts = st.lists(st.sampled_from(g.PARTS), min_size=6, max_size=6, unique=True)
+        return g.Model((), parts=tuple(draw(parts)), seed=draw(st.integers(0, 1000)))
     return g.Model(
         loops=tuple(
             draw(
