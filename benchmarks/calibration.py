@@ -177,26 +177,26 @@ def summary(scalars: dict[str, np.ndarray]) -> dict:
 
 def plot(found: dict[str, dict], path: Path) -> None:
     """One panel for each model, one line for each scalar; where the band is, in grey."""
-    import matplotlib
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
 
-    matplotlib.use("svg")
-    from matplotlib import pyplot as plt
-
-    # the same numbers give the same file
-    plt.rcParams |= {"svg.hashsalt": "calibration", "font.size": 8}
     edges = np.arange(BINS + 1) * (KEPT + 1) / BINS
-    figure, axes = plt.subplots(1, len(found), figsize=(2.4 * len(found), 2.2), squeeze=False)
+    figure = Figure(figsize=(2.4 * len(found), 2.2), layout="constrained")
+    axes = figure.subplots(1, len(found), squeeze=False)
     for ax, (name, figures) in zip(axes[0], found.items(), strict=True):
         ax.axhspan(*band(figures["replicates"]), color="0.85", lw=0)
         for column in figures["ranks"].values():
-            ax.stairs(histogram(np.array(column)), edges, color="C0", alpha=0.45, lw=0.8)
+            ax.stairs(
+                histogram(np.array(column)), edges, baseline=None, color="C0", alpha=0.45, lw=0.8
+            )
         ax.axhline(figures["replicates"] / BINS, color="0.4", lw=0.8)
-        ax.set(title=f"{name}, {len(figures['ranks'])} parameters", xlabel="rank", xlim=(0, 100))
+        ax.set_title(f"{name}, {len(figures['ranks'])} parameters", fontsize="medium")
+        ax.set(xlabel="rank", xlim=(0, KEPT + 1))
         ax.set_ylim(0, 2 * figures["replicates"] / BINS)
     axes[0, 0].set_ylabel("replicates")
-    figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None})
-    plt.close(figure)
+    # the same numbers give the same file
+    with mpl.rc_context({"svg.hashsalt": "calibration", "svg.fonttype": "none"}):
+        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
 def main() -> None:
