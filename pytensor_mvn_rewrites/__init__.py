@@ -1,5 +1,9 @@
 """Fast log-densities for loops of multivariate normals: importing this package switches it on."""
 
+# first: where PyTensor or PyMC is too old, other imports fail, and do not say why
+from pytensor_mvn_rewrites import _supported  # noqa: F401
+
+# isort: split
 from pytensor_mvn_rewrites import pipeline
 from pytensor_mvn_rewrites.config import add_flags, disable, enable
 from pytensor_mvn_rewrites.explain import Explanation, explain

@@ -9,7 +9,7 @@ import pytensor
 import pytest
 from pytensor.compile.mode import Mode
 
-from benchmarks import digits, profile, report
+from benchmarks import calibration, digits, profile, report
 from benchmarks.contestants import (
     Evaluated,
     Fitting,
@@ -23,7 +23,7 @@ from benchmarks.contestants import (
 from benchmarks.measure import Worker, WorkerError
 from benchmarks.runner import Effort, Measured, differences, judged, run_scenario
 from benchmarks.scenarios import SHORT, Bar, Scenario, Variant, agreement, all_scenarios
-from pytensor_mvn_rewrites import disable, enable
+from pytensor_mvn_rewrites import disable, enable, explain
 from tests.harness import PIPELINE_MODE, evaluate
 
 SCENARIOS = {scenario.name: scenario for scenario in all_scenarios("tiny")}
@@ -296,3 +296,51 @@ def test_true_digits(name, rng):
     [value], [true] = evaluate(logp, point), digits.evaluate(logp, point)
     assert digits.lost(value, true) < 3
     assert 1.9 < digits.lost(float(true) * (1 + 100 * digits.EPS), true) < 2.1
+
+
+@pytest.mark.parametrize("name", calibration.MODELS)
+def test_models_that_are_calibrated(name):
+    """Draws of the prior give all data, and what is sampled is fused."""
+    model = calibration.built(name)
+    true, data = calibration.truths(model, 3, seed=1)
+    assert set(true) == {var.name for var in model.free_RVs}
+    for var in model.data_vars:
+        assert data[var.name].shape == (3, *var.get_value().shape)
+        assert not np.array_equal(data[var.name][0], data[var.name][1])
+    assert explain(model).fused
+
+
+def test_ranks_tell_a_wrong_posterior(rng):
+    """Of a normal variable that its posterior has no data for, and one that is a tenth too wide."""
+    true, draws = rng.normal(size=2000), rng.normal(size=(calibration.KEPT, 2000))
+    right, wrong = ((scale * draws < true).sum(axis=0) for scale in (1, 1.1))
+    found = calibration.summary({"right": right, "wrong": wrong})
+    assert found["p"]["wrong"] < 1e-4 < found["p"]["right"]
+    assert found["bins"] == 2 * calibration.BINS
+    assert calibration.histogram(right).sum() == 2000
+    low, high = calibration.band(2000)
+    assert low < 2000 / calibration.BINS < high
+
+
+def test_weights_of_two_components_are_one_parameter():
+    found = {"s": np.zeros(5, dtype=int), "w": np.ones((5, 2), dtype=int)}
+    assert list(calibration.columns(found)) == ["s", "w[0]"]
+
+
+def test_plot_of_ranks(tmp_path, rng):
+    pytest.importorskip("matplotlib")
+    figures = calibration.summary({"s": rng.integers(calibration.KEPT + 1, size=100)})
+    calibration.plot({"loop": figures, "kron": figures}, tmp_path / "ranks.svg")
+    text = (tmp_path / "ranks.svg").read_text(encoding="utf-8")
+    assert "loop" in text
+    assert "kron" in text
+
+
+@pytest.mark.slow
+def test_ranks_of_two_replicates():
+    pytest.importorskip("nutpie")
+    found = calibration.ranks("loop", 2, tune=50)
+    assert found["mu"].shape == (2, 10, 2)
+    assert found["s"].shape == (2,)
+    assert ((found["mu"] >= 0) & (found["mu"] <= calibration.KEPT)).all()
+    assert len(np.unique(found["mu"])) > 5

@@ -288,6 +288,63 @@ def test_fit_advi(n_particles):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("method", ["fit_pathfinder", "fit_dadvi", "fit_laplace"])
+def test_approximations_of_pymc_extras(method):
+    """Of 1000 draws with the same seed, after an optimizer that ends where the gradient says."""
+    fit = getattr(pytest.importorskip("pymc_extras"), method)
+    means = []
+    for context in (mvn.enable, mvn.disable):
+        with context():
+            idata = fit(model=rows_and_scale(), random_seed=3, progressbar=False)
+        means.append(idata.posterior["mu"].mean(("chain", "draw")))
+    np.testing.assert_allclose(*means, atol=0.05)
+
+
+#: Samplers that are not PyMC's own: the package they need, and what says which they are
+SAMPLERS = {
+    "nutpie, Numba": ("nutpie", {"nuts_sampler": "nutpie"}),
+    "nutpie, JAX": (
+        "nutpie",
+        {"nuts_sampler": "nutpie", "nuts_sampler_kwargs": {"backend": "jax"}},
+    ),
+    "NumPyro": ("numpyro", {"nuts_sampler": "numpyro"}),
+    "BlackJAX": ("blackjax", {"nuts_sampler": "blackjax"}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_other_samplers(name):
+    """Rounding makes chains differ in the end; what they estimate agrees within its error."""
+    package, keywords = SAMPLERS[name]
+    pytest.importorskip(package)
+    if "JAX" in name:
+        pytest.importorskip("jax")
+    means, errors = [], []
+    for context in (mvn.enable, mvn.disable):
+        with context(), rows_and_scale():
+            idata = pm.sample(
+                draws=400,
+                tune=300,
+                chains=1,
+                cores=1,
+                progressbar=False,
+                random_seed=1,
+                compute_convergence_checks=False,
+                **keywords,
+            )
+        draws = np.column_stack([idata.posterior["mu"][0], np.log(idata.posterior["s"][0])])
+        means.append(draws.mean(axis=0))
+        # of batches, which hardly depend on each other
+        errors.append(draws.reshape(10, 40, 3).mean(axis=1).std(axis=0, ddof=1) / np.sqrt(10))
+    assert (np.abs(means[0] - means[1]) < 4 * np.hypot(*errors)).all()
+    # there is something to estimate: the errors are small
+    assert (np.hypot(*errors) < 0.05).all()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
 def test_nutpie_with_other_data():
     nutpie = pytest.importorskip("nutpie")
     with pm.Model() as model:

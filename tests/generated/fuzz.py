@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 
 from hypothesis import HealthCheck, Phase, given, settings
@@ -19,6 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from threadpoolctl import threadpool_limits
 
+from pytensor_mvn_rewrites.pipeline import RULES
 from tests.generated.fresh import Worker
 from tests.generated.grammar import Model
 from tests.generated.oracles import Verdict, check
@@ -28,6 +30,22 @@ FOUND = Path("fuzz-found.py")
 #: New seeds often: the examples of one seed resemble each other.
 MODELS_PER_SEED = 8
 
+#: Rules that cannot be seen here, and why; all others can meet, as parts of a model share nothing
+UNSEEN = {
+    "lower_to_jax": "functions are lowered for Numba",
+    "materialize_at_kinks": "functions are lowered for Numba",
+    "note_declarations": "looks at a graph and changes nothing",
+    "sums_of_loops": "adds what loops_of_random_variables has found",
+    "join_slices": "is for slices of a raveled point, and variables are inputs of their own",
+}
+#: How many of the pairs that have not met are named
+PAIRS_SHOWN = 30
+
+
+def seen_rules() -> list[str]:
+    """``stage/rule`` of each rule that counts."""
+    return [f"{stage}/{rule}" for stage in RULES for rule in RULES[stage] if rule not in UNSEEN]
+
 
 class Disagreement(AssertionError):
     """A model does not have the numbers of the graph as written."""
@@ -35,12 +53,13 @@ class Disagreement(AssertionError):
 
 @dataclass
 class Summary:
-    """What was seen."""
+    """What was seen; rules, and pairs of them, with the number of models in which they fired."""
 
     models: int = 0
     invalid: Counter = field(default_factory=Counter)
     not_finite: int = 0
     fired: Counter = field(default_factory=Counter)
+    met: Counter = field(default_factory=Counter)
     upstream: list[tuple[Model, dict[str, str]]] = field(default_factory=list)
     found: list[tuple[Model, dict[str, str]]] = field(default_factory=list)
 
@@ -50,7 +69,9 @@ class Summary:
             return
         self.models += 1
         self.not_finite += not verdict.finite
-        self.fired += verdict.fired
+        rules = [rule for rule in seen_rules() if verdict.fired[rule]]
+        self.fired.update(rules)
+        self.met.update(combinations(rules, 2))
         if verdict.upstream:
             self.upstream.append((spec, verdict.upstream))
 
@@ -60,6 +81,7 @@ class Summary:
             f"{len(self.found)} disagreements; {sum(self.invalid.values())} others are no models"
         ]
         lines += [f"  {count:6d} {rule}" for rule, count in self.fired.most_common()]
+        lines += self.coverage()
         lines.append(
             f"{len(self.upstream)} where PyTensor itself differs from the graph as written"
         )
@@ -68,6 +90,24 @@ class Summary:
         )
         lines += [f"  {count:6d} {kind}" for kind, count in kinds.most_common(12)]
         return "\n".join(lines)
+
+    def coverage(self) -> list[str]:
+        """Which rules have not fired, and which pairs of the others have not met."""
+        rules = seen_rules()
+        never = [rule for rule in rules if not self.fired[rule]]
+        pairs = list(combinations(rules, 2))
+        apart = [pair for pair in pairs if not self.met[pair] and not {*pair} & {*never}]
+        shown = [f"  {one} and {other}" for one, other in apart[:PAIRS_SHOWN]]
+        if len(apart) > PAIRS_SHOWN:
+            shown.append(f"  and {len(apart) - PAIRS_SHOWN} others")
+        once = sum(count == 1 for count in self.met.values())
+        return [
+            f"{len(rules) - len(never)} of {len(rules)} rules fired"
+            + (f", and never: {', '.join(never)}" if never else ""),
+            f"{len(self.met)} of {len(pairs)} pairs of rules have met in a model "
+            f"({len(self.met) / len(pairs):.0%}), {once} of them in one only",
+            *(["apart, of rules that fired:", *shown] if apart else []),
+        ]
 
 
 def hunt(

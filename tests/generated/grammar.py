@@ -20,6 +20,7 @@ from pymc.logprob.abstract import _logprob
 from pytensor.assumptions import assume
 from pytensor.graph.basic import Constant, Variable
 
+from tests import test_failures
 from tests.harness import spd
 
 #: A dimension: a letter and a number; ("n", 3) is the length 3, or a multiple of it in a model
@@ -928,14 +929,38 @@ def add_extra(b: Building, kind: str) -> None:
                 pm.Normal(f"state{t}", state, 1.0, observed=rng.normal(size=2))
 
 
+def add_part(b: Building, kind: str) -> None:
+    rng = b.rng(kind)
+    match kind:
+        case "permuted blocks":
+            order, root = rng.permutation(6), pm.Normal("root", shape=(3, 3))
+            blocks = pt.linalg.block_diag(root @ root.T + np.eye(3), root.T @ root + np.eye(3))
+            pm.MvNormal("y", np.zeros(6), cov=blocks[order][:, order], observed=order)
+        case "rows of a vector":
+            vector, sd = pm.Normal("vector", shape=8), pm.HalfNormal("sd")
+            rows = pt.stack([vector[:2], vector[4:6], vector[6:]])
+            cov = sd * (np.eye(2) + 0.5)
+            pm.MvNormal("y", rows, cov=cov, observed=rng.normal(size=(3, 2)))
+        case _:
+            test_failures.MODELS[kind]()
+
+
+#: Small models of their own, each of one form: between them all rules fire
+PARTS = (*test_failures.MODELS, "permuted blocks", "rows of a vector")
+
+
 @dataclass(frozen=True)
 class Model:
-    """Loops and what stands beside them; `sizes` before and after a change, if sizes change."""
+    """Loops and what stands beside them; `sizes` before and after a change, if sizes change.
+
+    Rules meet where a model has several `parts`, which share nothing.
+    """
 
     loops: tuple[Loop, ...]
     extras: tuple[str, ...] = ()
     sizes: tuple[Sizes, ...] = ()
     seed: int = 0
+    parts: tuple[str, ...] = ()
 
     @cached_property
     def resizable(self) -> bool:
@@ -949,4 +974,8 @@ class Model:
                 loop.build(b, name)
             for kind in self.extras:
                 add_extra(b.fixed(), kind)
+            for part in self.parts:
+                # names are those of the part: two may have a variable of one name
+                with pm.Model(name=part):
+                    add_part(b.fixed(), part)
         return b
