@@ -145,7 +145,7 @@ def _terms(derive, rvs, rvs_to_values, rvs_to_transforms, kwargs) -> list[Variab
 
 
 def density_of_loop(
-    derive, loop: Loop, value: Variable, transform, rvs: Collection[Variable], kwargs
+    derive, loop: Loop, value: Tensor, transform, rvs: Collection[Variable], kwargs
 ) -> Tensor:
     """The log-densities of all members, one after the other along the first dimension.
 
@@ -154,15 +154,14 @@ def density_of_loop(
     batches = loop.batches
     if loop.rows:
         batches = [new if new is None else new[loop.member_of_row] for new in batches]
-    originals, batches = [*loop.parameters, value], [*batches, loop.value]
+    originals = [*loop.parameters, value[0] if loop.rows else value]
+    batches = [*batches, loop.value]
     if all(new is None for new in batches):
         raise CannotBatch("they are the same")
     own = [
         var if new is None and is_given(var) else var.type(name=var.name)
         for var, new in zip(originals, batches, strict=True)
     ]
-    if loop.rows:
-        own[-1] = value.type.clone(shape=value.type.shape[1:])(name=value.name)
     *parameters, own_value = own
     rv = loop.members[0]
     rv = one_row(rv, parameters) if loop.rows else with_parameters(rv, iter(parameters), rvs)

@@ -22,7 +22,7 @@ from pytensor.tensor.type_other import NoneTypeT
 from pytensor_mvn_rewrites._upstream import _LKJCholeskyCovRV
 from pytensor_mvn_rewrites.generative._parts import Part, Parts, Unfusable, of_dtype
 from pytensor_mvn_rewrites.generative.blocks import BlockBatch, split_blocks
-from pytensor_mvn_rewrites.generative.loops import Loop, find_loops, places
+from pytensor_mvn_rewrites.generative.loops import Loop, find_loops, is_inverse, places
 from pytensor_mvn_rewrites.graph import Tensor
 from pytensor_mvn_rewrites.logprob import batched_lkj_cholesky_cov
 from pytensor_mvn_rewrites.names import collapsed
@@ -216,6 +216,8 @@ def _fuse(parts: Parts, loop: Loop, crowded: set[str]) -> tuple[str, Fusion]:
         raise Unfusable("distributions of this kind have no batches")
     if first.transform is not None and not isinstance(first.transform, BATCHABLE_TRANSFORMS):
         raise Unfusable(f"the transform {first.transform} is not known to work on a batch")
+    if any(map(is_inverse, first.var.owner.inputs)):
+        raise Unfusable("PyMC's density of an MvNormal with a precision has no batches")
     start = _joint_initial_value([part.initial for part in members])
     base, labels = common_name(names)
     if base in crowded:

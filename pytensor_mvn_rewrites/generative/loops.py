@@ -14,11 +14,12 @@ from pymc.logprob.abstract import MeasurableOp
 from pymc.logprob.transforms import Transform
 from pytensor.graph.basic import Apply, Constant, Variable
 from pytensor.graph.traversal import toposort
+from pytensor.tensor.linalg.inverse import MatrixInverse
 from pytensor.tensor.random.op import RandomVariable, RNGConsumerOp
 from pytensor.tensor.type import TensorType
 from pytensor.tensor.type_other import NoneConst
 
-from pytensor_mvn_rewrites.graph import without_leading_ones
+from pytensor_mvn_rewrites.graph import core_op, without_leading_ones
 from pytensor_mvn_rewrites.names import collapsed
 from pytensor_mvn_rewrites.pipeline import Declined, record
 from pytensor_mvn_rewrites.proofs.constants import constant_value
@@ -163,15 +164,31 @@ def is_draw(var: Variable) -> bool:
 
 
 def is_part(var: Variable, valued: Container[Variable]) -> bool:
-    """Whether `var` is a draw that has no value: a part of another distribution."""
-    return is_draw(var) and var not in valued
+    """Whether `var` is a part of a distribution, whose parameters are what `var` takes in.
+
+    That is a draw that has no value, and the inverse of a precision.
+    """
+    return (is_draw(var) and var not in valued) or is_inverse(var)
+
+
+def is_inverse(var: Variable) -> bool:
+    """Whether `var` is the inverse of a matrix that is not constant.
+
+    PyMC takes the density of an ``MvNormal``, also of a user's own kind of it, for that of a
+    precision if its covariance is an inverse: it has to be one in the density of a loop, too.
+    """
+    return (
+        var.owner is not None
+        and isinstance(core_op(var.owner.op), MatrixInverse)
+        and constant_value(var.owner.inputs[0]) is None
+    )
 
 
 def parameters_of(rv: Variable, valued: Container[Variable]) -> list[Variable]:
     """What the node of a random variable takes in.
 
-    In place of a draw that is not `valued`, such as a component of a mixture or the standard
-    deviations of an LKJ prior, what that takes in.
+    In place of a part of the distribution, such as a component of a mixture, the standard
+    deviations of an LKJ prior or the inverse of a precision, what that takes in.
     """
     parameters: list[Variable] = []
     for inp in rv.owner.inputs:
@@ -182,7 +199,11 @@ def parameters_of(rv: Variable, valued: Container[Variable]) -> list[Variable]:
 def one_row(rv: Variable, parameters: Sequence[Variable]) -> Variable:
     """One row of a random variable that is several which share these parameters."""
     rng, *parameters = parameters
-    return rv.owner.op.make_node(rng, NoneConst.clone(), *parameters).outputs[1]
+    op = rv.owner.op
+    for k, own in enumerate(op.dist_params(rv.owner)):
+        if is_inverse(own):
+            parameters[k] = own.owner.op(parameters[k])
+    return op.make_node(rng, NoneConst.clone(), *parameters).outputs[1]
 
 
 def with_parameters(
@@ -230,7 +251,10 @@ def shared_by_rows(rv: Variable) -> list[Variable]:
     """The parameters of a random variable whose rows share them: those of one row."""
     op = rv.owner.op
     parameters = zip(op.dist_params(rv.owner), op.ndims_params, strict=True)
-    return [without_leading_ones(var, core) for var, core in parameters]
+    return [
+        var.owner.inputs[0] if is_inverse(var) else without_leading_ones(var, core)
+        for var, core in parameters
+    ]
 
 
 def _rows(rv: Variable, value: Variable | None, transform: Transform | None) -> tuple | None:
@@ -242,11 +266,12 @@ def _rows(rv: Variable, value: Variable | None, transform: Transform | None) -> 
     if transform is not None or any(map(is_draw, parameters)):
         return None
     for var, core in zip(parameters, op.ndims_params, strict=True):
-        if not all(var.type.broadcastable[: var.type.ndim - core]):
+        n_batch = var.type.ndim - core
+        if not all(var.type.broadcastable[:n_batch]) or (n_batch and is_inverse(var)):
             return None
     if value is None or value.type.ndim != rv.type.ndim or None in value.type.shape:
         return None
-    types = tuple(var.type for var in parameters)
+    types = tuple((var.type, is_inverse(var)) for var in parameters)
     kind = (isinstance(value, Constant), value.type.dtype, value.type.shape[1:])
     return (op, rv.type.dtype, rv.type.shape[1:], types, kind)
 

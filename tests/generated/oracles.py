@@ -18,6 +18,7 @@ import pytensor.tensor as pt
 from pymc.logprob.utils import local_check_parameter_to_ninf_switch
 from pymc.pytensorf import rewrite_pregrad
 from pytensor.compile.mode import get_mode
+from pytensor.graph.destroyhandler import DestroyHandler
 from pytensor.graph.fg import FunctionGraph
 from pytensor.graph.replace import clone_replace, vectorize_graph
 from pytensor.graph.rewriting.basic import dfs_rewriter
@@ -220,6 +221,8 @@ class Paths:
         inputs = self.inputs
         graph = checked([self.logp, *gradient_of(self.logp, inputs)])
         fgraph = FunctionGraph(outputs=graph, clone=True, copy_inputs=False)
+        # as when a function is compiled: PyTensor fuses some operations with work in place
+        fgraph.attach_feature(DestroyHandler())
         with pytensor.config.change_flags(mode=mode):
             mode.optimizer.rewrite(fgraph)
         function = pytensor.function(

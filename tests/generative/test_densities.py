@@ -7,8 +7,10 @@ import pytensor
 import pytensor.tensor as pt
 import pytest
 from pymc.distributions import transforms as tr
+from pymc.logprob.abstract import _logprob
 from pymc.logprob.transforms import Transform
 from pytensor.graph.traversal import apply_ancestors
+from pytensor.tensor.random.basic import MvNormalRV
 from pytensor.tensor.subtensor import Subtensor
 
 import pytensor_mvn_rewrites as mvn
@@ -87,6 +89,41 @@ def test_gradient(declare, rng):
     [logp] = rewritten([sum(term.sum() for term in model.logp(sum=False))])
     for got, want in zip(compiled(model, pt.grad(logp, wrt))(*values), expected, strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-11)
+
+
+class OwnMvNormalRV(MvNormalRV):
+    """A user's own, with a density of its own: PyMC puts that of a precision in its place."""
+
+
+class OwnMvNormal(pm.MvNormal):
+    rv_op = OwnMvNormalRV(method="cholesky")
+
+
+@_logprob.register(OwnMvNormalRV)
+def own_logprob(op, values, rng, size, mu, cov, **kwargs):
+    [value] = values
+    return 0.25 * pm.logp(pm.MvNormal.dist(mu, cov), value)
+
+
+@pytest.mark.parametrize("scales", ["variable", "constant", "equal"])
+@pytest.mark.parametrize("rows", ["one", "own", "ragged"])
+@pytest.mark.parametrize("distribution", [pm.MvNormal, OwnMvNormal])
+def test_inverses_are_seen_through(distribution, rows, scales, rng):
+    """PyMC reads both triangles of a precision, which tells a wrong one from its inverse.
+
+    Of a constant one PyTensor computes the inverse before PyMC sees it.
+    """
+    y = rng.normal(size=(N, 4, 2))
+    values = {"one": y[:, 0], "own": y, "ragged": [own[: 1 + n % 3] for n, own in enumerate(y)]}
+    precision = np.array([[2.0, 0.5], [0.1, 1.0]])
+    with pm.Model() as model:
+        scale = pm.HalfNormal("scale", shape=N)
+        for n, own in enumerate(values[rows]):
+            by = {"variable": scale[n], "constant": 1.0 + n, "equal": 3.0}[scales]
+            distribution(f"x_{n}", np.zeros(2), tau=by * precision, observed=own)
+    with recording() as events:
+        assert_same_terms(model, rng)
+    assert in_loops(events) == N
 
 
 def test_part_of_the_variables(rng):

@@ -498,10 +498,28 @@ def test_explain_names_the_odd_one():
     assert event.reason == "not like y_0 in distribution, shape, value or transform"
 
 
+def test_constant_precisions_are_covariances(rng):
+    """As many as they have entries: PyMC's density of a precision would be wrong."""
+    with pm.Model() as model:
+        for i in range(2):
+            pm.MvNormal(
+                f"x_{i}", pm.Normal(f"mu_{i}"), tau=np.eye(2) * (1.0 + i), observed=[i, 1.0]
+            )
+    fused = mvn.fuse_model(model)
+    assert _made[fused].loops.keys() == {"x", "mu"}
+    with mvn.disable():
+        for mu in rng.normal(size=(3, 2)):
+            expected = model.compile_logp(mode=PIPELINE_MODE)({"mu_0": mu[0], "mu_1": mu[1]})
+            assert_close(fused.compile_logp(mode=PIPELINE_MODE)({"mu": mu}), expected, "value")
+
+
 #: One member of a loop of which PyMC has no batch
 WITHOUT_BATCH = {
     "CAR": lambda i: pm.CAR(f"x{i}", np.zeros(3), W=ADJACENT, alpha=0.3 + 0.1 * i, tau=1.0),
     "ICAR": lambda i: pm.ICAR(f"x{i}", W=ADJACENT, sigma=1.0 + i),
+    "precision": lambda i: pm.MvNormal(
+        f"x{i}", np.zeros(3), tau=pt.eye(3) * pm.Data(f"s{i}", 1.0 + i)
+    ),
     "MatrixNormal": lambda i: pm.MatrixNormal(
         f"x{i}", mu=np.zeros((2, 2)), rowcov=np.eye(2) * (i + 1), colcov=np.eye(2)
     ),
