@@ -15,7 +15,6 @@ from pytensor.tensor.variable import TensorVariable
 from pytensor_mvn_rewrites._upstream import _find_unallowed_rvs_in_graph
 from pytensor_mvn_rewrites.config import is_active
 from pytensor_mvn_rewrites.generative.loops import (
-    MIN_MEMBERS,
     Loop,
     declined,
     find_loops,
@@ -26,7 +25,6 @@ from pytensor_mvn_rewrites.generative.loops import (
     places,
     with_parameters,
 )
-from pytensor_mvn_rewrites.generative.stacks import copied
 from pytensor_mvn_rewrites.graph import Tensor, substituted
 from pytensor_mvn_rewrites.names import SUFFIX, collapsed
 from pytensor_mvn_rewrites.pipeline import Fired, derivation, record, warn_of_failure
@@ -213,7 +211,7 @@ def in_values(
         elif node is None:
             of[var] = var
         elif var not in of:
-            copy = copied(node, [of[inp] for inp in node.inputs], MIN_MEMBERS)
+            copy = node.clone_with_new_inputs([of[inp] for inp in node.inputs])
             of.update(zip(node.outputs, copy.outputs, strict=True))
     return [of[graph] for graph in graphs]
 

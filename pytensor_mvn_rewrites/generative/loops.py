@@ -23,6 +23,7 @@ from pytensor_mvn_rewrites.graph import core_op, without_leading_ones
 from pytensor_mvn_rewrites.names import collapsed
 from pytensor_mvn_rewrites.pipeline import Declined, record
 from pytensor_mvn_rewrites.proofs.constants import constant_value
+from pytensor_mvn_rewrites.reroll._joins import join
 from pytensor_mvn_rewrites.reroll._lockstep import CannotReroll, LockStep
 from pytensor_mvn_rewrites.reroll._signature import Signatures, group_by
 
@@ -344,7 +345,7 @@ def join_rows(values: Sequence[Variable]) -> Variable:
     data = [value.data for value in values if isinstance(value, Constant)]
     if len(data) == len(values):
         return pt.constant(np.concatenate(data))
-    return pt.join(0, *values)
+    return join(values)
 
 
 def draws(var: Variable, valued: Collection[Variable]) -> bool:

@@ -20,6 +20,7 @@ from pytensor_mvn_rewrites.pipeline import FREEZE
 from pytensor_mvn_rewrites.reroll._cost import Cost
 from pytensor_mvn_rewrites.reroll._dims import DimEquations
 from pytensor_mvn_rewrites.reroll._indexing import batch_of_indices, batch_of_slices
+from pytensor_mvn_rewrites.reroll._joins import join
 from pytensor_mvn_rewrites.reroll._signature import Signatures, is_commutative
 from pytensor_mvn_rewrites.reroll._vectorize import CannotBatch, vectorize
 from pytensor_mvn_rewrites.reroll._walk import Key, Walk, key_of
@@ -196,8 +197,10 @@ def stack_variables(pack: Sequence[Variable]) -> Variable:
     shape = pack[0].type.shape
     if shape and all(var.type.shape == shape for var in pack) and None not in shape:
         # the types guarantee the shapes: one Join and one Reshape instead of N + 1 nodes
-        return pt.join(0, *pack).reshape((len(pack), *shape))
-    return pt.stack(list(pack))
+        return join(pack).reshape((len(pack), *shape))
+    if any(isinstance(var.type, ScalarType) or not var.type.ndim for var in pack):
+        return pt.stack(list(pack))
+    return join([pt.expand_dims(var, 0) for var in pack])
 
 
 def _keep_common_facts(members: Sequence[Variable], batch: Variable) -> None:

@@ -1,9 +1,16 @@
-"""The stack of the values of a loop, whose gradient is taken apart at once."""
+"""Joins of many parts, whose gradient is taken apart at once."""
+
+from collections.abc import Sequence
 
 import numpy as np
 import pytensor.tensor as pt
-from pytensor.graph.basic import Apply, Variable
+from pytensor.graph.basic import Apply
 from pytensor.tensor.basic import Join, Split
+
+from pytensor_mvn_rewrites.graph import Tensor
+
+#: Fewer parts cost next to nothing: an op of PyTensor is what its own rewrites know best.
+MANY = 8
 
 
 class JoinOfKnownLengths(Join):
@@ -25,12 +32,14 @@ class JoinOfKnownLengths(Join):
         return Apply(Split(len(inputs), self.axis), [gradient, lengths], parts).outputs
 
 
-def copied(node: Apply, inputs: list[Variable], minimum: int) -> Apply:
-    """The node with other inputs; a long join of known lengths as :class:`JoinOfKnownLengths`."""
-    copy = node.clone_with_new_inputs(inputs)
-    if type(node.op) is Join and len(inputs) >= minimum:
-        types = [var.type for var in [*inputs, *copy.outputs]]
-        floats = all(np.issubdtype(own.dtype, np.floating) for own in types)
-        if floats and all(own.shape[node.op.axis] is not None for own in types):
-            copy.op = JoinOfKnownLengths(node.op.axis)
-    return copy
+def join(parts: Sequence[Tensor]) -> Tensor:
+    """``pt.join(0, *parts)``; of many floats of known lengths, a :class:`JoinOfKnownLengths`.
+
+    All stacks are made here, so that those of the same parts are merged.
+    """
+    known = all(part.type.shape[0] is not None for part in parts)
+    floats = all(np.issubdtype(part.type.dtype, np.floating) for part in parts)
+    if known and floats and len(parts) >= MANY:
+        joined: Tensor = JoinOfKnownLengths(0)(*parts)
+        return joined
+    return pt.join(0, *parts)

@@ -5,10 +5,12 @@ import pymc as pm
 import pytensor
 import pytensor.tensor as pt
 import pytest
+from pytensor.graph.traversal import apply_ancestors
 from pytensor.tensor.basic import Join, Split
 
-from pytensor_mvn_rewrites.generative.stacks import JoinOfKnownLengths, copied
-from tests.harness import REFERENCE_MODE
+from pytensor_mvn_rewrites.ops import PackedCholesky
+from pytensor_mvn_rewrites.reroll._joins import MANY, JoinOfKnownLengths, join
+from tests.harness import REFERENCE_MODE, rewritten
 
 
 def parts(shapes, dtype="float64"):
@@ -39,21 +41,36 @@ def test_gradient_of_other_inputs():
     np.testing.assert_array_equal(np.concatenate(values), [2, 4, 6])
 
 
+LENGTHS = [(3 + k % 2,) for k in range(MANY)]
+
+
 @pytest.mark.parametrize(
     ("xs", "is_known"),
     [
-        (parts([(3,), (4,)]), True),
-        (parts([(3,), (None,)]), False),
-        (parts([(3,), (4,)], "int64"), False),
-        (parts([(3,)]), False),
+        (parts(LENGTHS), True),
+        (parts([(None,), *LENGTHS]), False),
+        (parts(LENGTHS, "int64"), False),
+        (parts(LENGTHS[1:]), False),
     ],
-    ids=["known", "unknown length", "integers", "short"],
+    ids=["known", "unknown length", "integers", "few"],
 )
 def test_what_is_taken(xs, is_known):
-    node = Join(0)(*xs).owner
-    copy = copied(node, node.inputs, minimum=2)
-    assert type(copy.op) is (JoinOfKnownLengths if is_known else Join)
-    assert copy.outputs[0].type == node.outputs[0].type
+    joined = join(xs)
+    assert type(joined.owner.op) is (JoinOfKnownLengths if is_known else Join)
+    assert joined.type == pt.join(0, *xs).type
+
+
+def test_stacks_of_a_loop_are_merged():
+    """That of the prior of the factors, and that of the observations."""
+    with pm.Model() as model:
+        for n in range(9):
+            chol, _, _ = pm.LKJCholeskyCov(
+                f"chol_{n}", n=2, eta=2.0, sd_dist=pm.Exponential.dist(1.0)
+            )
+            pm.MvNormal(f"x_{n}", np.zeros(2), chol=chol, observed=np.full((3, 2), n))
+    [logp] = rewritten([model.logp()])
+    ops = [node.op for node in apply_ancestors([logp])]
+    assert len([op for op in ops if isinstance(op, PackedCholesky)]) == 1
 
 
 def test_the_values_of_a_loop():
