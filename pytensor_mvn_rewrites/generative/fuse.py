@@ -22,7 +22,12 @@ from pytensor.tensor.type_other import NoneTypeT
 from pytensor_mvn_rewrites._upstream import _LKJCholeskyCovRV
 from pytensor_mvn_rewrites.generative._parts import Part, Parts, Unfusable, of_dtype
 from pytensor_mvn_rewrites.generative.blocks import BlockBatch, split_blocks
-from pytensor_mvn_rewrites.generative.loops import Loop, find_loops, is_inverse, places
+from pytensor_mvn_rewrites.generative.loops import (
+    Loop,
+    find_loops,
+    is_inverse_of_precision,
+    places,
+)
 from pytensor_mvn_rewrites.graph import Tensor
 from pytensor_mvn_rewrites.logprob import batched_lkj_cholesky_cov
 from pytensor_mvn_rewrites.names import collapsed
@@ -216,8 +221,6 @@ def _fuse(parts: Parts, loop: Loop, crowded: set[str]) -> tuple[str, Fusion]:
         raise Unfusable("distributions of this kind have no batches")
     if first.transform is not None and not isinstance(first.transform, BATCHABLE_TRANSFORMS):
         raise Unfusable(f"the transform {first.transform} is not known to work on a batch")
-    if any(map(is_inverse, first.var.owner.inputs)):
-        raise Unfusable("PyMC's density of an MvNormal with a precision has no batches")
     start = _joint_initial_value([part.initial for part in members])
     base, labels = common_name(names)
     if base in crowded:
@@ -271,6 +274,7 @@ def _batched_rv(loop: Loop, index: Variable | None) -> Tensor:
     """The random variable that holds all members, or all of their rows."""
     old = loop.members[0]
     op = old.owner.op
+    _require_covariance(old)
     if index is not None:
         rng = old.owner.inputs[0]
         gathered = [
@@ -328,6 +332,7 @@ def _batched_draw(
     old: Tensor, parameters: Sequence[Variable], batches: Sequence[Any], count: int
 ) -> Tensor:
     """Draws like `old`, whose node takes in `parameters`, of which some are batches."""
+    _require_covariance(old)
     op, (rng, size) = old.owner.op, parameters[:2]
     n_batch = old.type.ndim - op.ndim_supp
     new_parameters = []
@@ -342,6 +347,12 @@ def _batched_draw(
     elif all(new is None for new in batches[2:]):
         raise Unfusable("their shape is that of parameters that they share")
     return op.make_node(rng, size, *new_parameters).outputs[1]
+
+
+def _require_covariance(rv: Tensor) -> None:
+    """Raise where PyMC would take the density for that of a precision."""
+    if is_inverse_of_precision(rv.owner.inputs[-1], rv.owner):
+        raise Unfusable("PyMC's density of an MvNormal with a precision has no batches")
 
 
 def _joint_initial_value(values: list[Any]) -> Any:

@@ -15,6 +15,7 @@ from pymc.logprob.transforms import Transform
 from pytensor.graph.basic import Apply, Constant, Variable
 from pytensor.graph.traversal import toposort
 from pytensor.tensor.linalg.inverse import MatrixInverse
+from pytensor.tensor.random.basic import MvNormalRV
 from pytensor.tensor.random.op import RandomVariable, RNGConsumerOp
 from pytensor.tensor.type import TensorType
 from pytensor.tensor.type_other import NoneConst
@@ -164,22 +165,24 @@ def is_draw(var: Variable) -> bool:
     )
 
 
-def is_part(var: Variable, valued: Container[Variable]) -> bool:
-    """Whether `var` is a part of a distribution, whose parameters are what `var` takes in.
+def is_part(var: Variable, node: Apply, valued: Container[Variable]) -> bool:
+    """Whether what `node` takes in is a part of its distribution, with parameters of its own.
 
     That is a draw that has no value, and the inverse of a precision.
     """
-    return (is_draw(var) and var not in valued) or is_inverse(var)
+    return (is_draw(var) and var not in valued) or is_inverse_of_precision(var, node)
 
 
-def is_inverse(var: Variable) -> bool:
-    """Whether `var` is the inverse of a matrix that is not constant.
+def is_inverse_of_precision(var: Variable, node: Apply) -> bool:
+    """Whether `var` is the covariance of an ``MvNormal``, and the inverse of what is not constant.
 
-    PyMC takes the density of an ``MvNormal``, also of a user's own kind of it, for that of a
-    precision if its covariance is an inverse: it has to be one in the density of a loop, too.
+    PyMC takes such a density, also of a user's own kind of it, for that of a precision: it has to
+    be an inverse in the density of a loop, too.
     """
     return (
-        var.owner is not None
+        isinstance(node.op, MvNormalRV)
+        and var is node.inputs[-1]
+        and var.owner is not None
         and isinstance(core_op(var.owner.op), MatrixInverse)
         and constant_value(var.owner.inputs[0]) is None
     )
@@ -193,7 +196,7 @@ def parameters_of(rv: Variable, valued: Container[Variable]) -> list[Variable]:
     """
     parameters: list[Variable] = []
     for inp in rv.owner.inputs:
-        parameters += parameters_of(inp, valued) if is_part(inp, valued) else [inp]
+        parameters += parameters_of(inp, valued) if is_part(inp, rv.owner, valued) else [inp]
     return parameters
 
 
@@ -202,7 +205,7 @@ def one_row(rv: Variable, parameters: Sequence[Variable]) -> Variable:
     rng, *parameters = parameters
     op = rv.owner.op
     for k, own in enumerate(op.dist_params(rv.owner)):
-        if is_inverse(own):
+        if is_inverse_of_precision(own, rv.owner):
             parameters[k] = own.owner.op(parameters[k])
     return op.make_node(rng, NoneConst.clone(), *parameters).outputs[1]
 
@@ -213,7 +216,7 @@ def with_parameters(
     """The random variable with other parameters, of the same types and in the same order."""
     node = rv.owner
     inputs = [
-        with_parameters(inp, parameters, valued) if is_part(inp, valued) else next(parameters)
+        with_parameters(inp, parameters, valued) if is_part(inp, node, valued) else next(parameters)
         for inp in node.inputs
     ]
     new = Apply(node.op, inputs, [out.type() for out in node.outputs])
@@ -225,7 +228,7 @@ def _surface(rv: Variable, valued: Container[Variable]) -> tuple:
     node = rv.owner
     inputs = [
         _surface(inp, valued)
-        if is_part(inp, valued)
+        if is_part(inp, node, valued)
         else inp.signature()
         if fixed and isinstance(inp, Constant)
         else inp.type
@@ -244,7 +247,7 @@ def _is_fixed(node: Apply) -> list[bool]:
 def _fixed_parameters(rv: Variable, valued: Container[Variable]) -> list[bool]:
     fixed = []
     for inp, own in zip(rv.owner.inputs, _is_fixed(rv.owner), strict=True):
-        fixed += _fixed_parameters(inp, valued) if is_part(inp, valued) else [own]
+        fixed += _fixed_parameters(inp, valued) if is_part(inp, rv.owner, valued) else [own]
     return fixed
 
 
@@ -253,7 +256,9 @@ def shared_by_rows(rv: Variable) -> list[Variable]:
     op = rv.owner.op
     parameters = zip(op.dist_params(rv.owner), op.ndims_params, strict=True)
     return [
-        var.owner.inputs[0] if is_inverse(var) else without_leading_ones(var, core)
+        var.owner.inputs[0]
+        if is_inverse_of_precision(var, rv.owner)
+        else without_leading_ones(var, core)
         for var, core in parameters
     ]
 
@@ -268,11 +273,12 @@ def _rows(rv: Variable, value: Variable | None, transform: Transform | None) -> 
         return None
     for var, core in zip(parameters, op.ndims_params, strict=True):
         n_batch = var.type.ndim - core
-        if not all(var.type.broadcastable[:n_batch]) or (n_batch and is_inverse(var)):
+        inverted = is_inverse_of_precision(var, rv.owner)
+        if not all(var.type.broadcastable[:n_batch]) or (n_batch and inverted):
             return None
     if value is None or value.type.ndim != rv.type.ndim or None in value.type.shape:
         return None
-    types = tuple((var.type, is_inverse(var)) for var in parameters)
+    types = tuple((var.type, is_inverse_of_precision(var, rv.owner)) for var in parameters)
     kind = (isinstance(value, Constant), value.type.dtype, value.type.shape[1:])
     return (op, rv.type.dtype, rv.type.shape[1:], types, kind)
 

@@ -498,6 +498,26 @@ def test_explain_names_the_odd_one():
     assert event.reason == "not like y_0 in distribution, shape, value or transform"
 
 
+@pytest.mark.parametrize("what", ["components", "mean"])
+def test_inverses_in_other_places(what):
+    """Of components with precisions there is no batch; an inverse elsewhere is any matrix."""
+    with pm.Model() as model:
+        scale = pm.HalfNormal("scale", shape=4)
+        for i in range(4):
+            tau = scale[i] * np.array([[2.0, 0.5], [0.5, 1.0]])
+            if what == "mean":
+                pm.Normal(f"y_{i}", pt.linalg.inv(tau), 1.0, observed=np.full((2, 2), i))
+                continue
+            parts = [pm.MvNormal.dist(np.full(2, k), tau=(1.0 + k) * tau) for k in range(2)]
+            pm.Mixture(f"y_{i}", w=[0.3, 0.7], comp_dists=parts, observed=[0.3, i])
+    fused = mvn.fuse_model(model)
+    assert list(_made[fused].loops) == (["y"] if what == "mean" else [])
+    point = {"scale_log__": np.array([0.1, 0.2, -0.3, 0.4])}
+    with mvn.disable():
+        expected = model.compile_logp(mode=PIPELINE_MODE)(point)
+        assert_close(fused.compile_logp(mode=PIPELINE_MODE)(point), expected, "value")
+
+
 def test_constant_precisions_are_covariances(rng):
     """As many as they have entries: PyMC's density of a precision would be wrong."""
     with pm.Model() as model:
