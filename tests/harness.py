@@ -311,3 +311,14 @@ def failing(function):
         raise ZeroDivisionError("no such luck")
 
     return fail
+
+
+def densities_by_name(model, point):
+    """The log-density of each variable and potential as PyMC writes it, by its name."""
+    names = [var.name for var in [*model.free_RVs, *model.observed_RVs, *model.potentials]]
+    with mvn.disable():
+        graphs = model.logp(sum=False)
+    function = pytensor.function(
+        model.value_vars, graphs, mode=REFERENCE_MODE, on_unused_input="ignore"
+    )
+    return dict(zip(names, function(*[point[v.name] for v in model.value_vars]), strict=True))

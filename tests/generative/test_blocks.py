@@ -7,10 +7,9 @@ import pytensor.tensor as pt
 import pytest
 import xarray as xr
 
-import pytensor_mvn_rewrites as mvn
 from pytensor_mvn_rewrites import explain, fuse_model, unfuse
 from pytensor_mvn_rewrites.generative.fuse import _made
-from tests.harness import REFERENCE_MODE
+from tests.harness import densities_by_name
 
 pytestmark = pytest.mark.filterwarnings("ignore:Data in y contains missing values")
 
@@ -53,15 +52,8 @@ FORMS = {
 
 
 def terms(model, point):
-    """The log-density of each variable and potential, by its name."""
-    names = [var.name for var in [*model.free_RVs, *model.observed_RVs, *model.potentials]]
-    with mvn.disable():
-        graphs = model.logp(sum=False)
-    function = pytensor.function(
-        model.value_vars, graphs, mode=REFERENCE_MODE, on_unused_input="ignore"
-    )
-    values = function(*[point[value.name] for value in model.value_vars])
-    return {name: value.sum() for name, value in zip(names, values, strict=True)}
+    """The sum of the log-densities of each variable and potential, by its name."""
+    return {name: value.sum() for name, value in densities_by_name(model, point).items()}
 
 
 def split(fused, point):

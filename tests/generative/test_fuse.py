@@ -10,7 +10,7 @@ from pymc.model_graph import ModelGraph
 import pytensor_mvn_rewrites as mvn
 from pytensor_mvn_rewrites import fuse_model, unfuse
 from pytensor_mvn_rewrites.generative.fuse import _made, common_name
-from tests.harness import PIPELINE_MODE, REFERENCE_MODE, assert_close
+from tests.harness import PIPELINE_MODE, assert_close, densities_by_name
 from tests.loop_models import LOOPS, ROWS, N, data, lkj_groups, model_of, mvnormals, ragged_groups
 
 pytestmark = [
@@ -33,17 +33,6 @@ FUSED = {
     "missing": ["y_unobserved", "y_observed"],
     "kronecker_normals": [],
 }
-
-
-def terms(model, point):
-    """The log-density of each variable and potential, by its name."""
-    names = [var.name for var in [*model.free_RVs, *model.observed_RVs, *model.potentials]]
-    with mvn.disable():
-        graphs = model.logp(sum=False)
-    function = pytensor.function(
-        model.value_vars, graphs, mode=REFERENCE_MODE, on_unused_input="ignore"
-    )
-    return dict(zip(names, function(*[point[v.name] for v in model.value_vars]), strict=True))
 
 
 def point_of(model, rng):
@@ -72,8 +61,8 @@ def test_log_densities(declare, rng):
     fused = fuse_model(model)
     assert sorted(_made[fused].loops) == sorted(FUSED[declare.__name__])
     point = point_of(model, rng)
-    expected = terms(model, point)
-    for name, value in terms(fused, fused_point(model, fused, point)).items():
+    expected = densities_by_name(model, point)
+    for name, value in densities_by_name(fused, fused_point(model, fused, point)).items():
         fusion = _made[fused].loops.get(name)
         parts = {name: value}
         if fusion is not None:
@@ -133,8 +122,8 @@ def test_data_may_change(rng):
     pm.set_data(new, model=model)
     pm.set_data(new, model=fused)
     point = point_of(model, rng)
-    expected = sum(term.sum() for term in terms(model, point).values())
-    got = sum(term.sum() for term in terms(fused, point).values())
+    expected = sum(term.sum() for term in densities_by_name(model, point).values())
+    got = sum(term.sum() for term in densities_by_name(fused, point).values())
     np.testing.assert_allclose(got, expected, rtol=1e-12)
 
 
@@ -380,8 +369,8 @@ def test_what_is_odd_stays(name, rng):
     assert len(members) == ODD[name][1]
     assert "x_3" not in members or len(members) == 5
     point = point_of(model, rng)
-    expected = terms(model, point)
-    got = terms(fused, fused_point(model, fused, point))
+    expected = densities_by_name(model, point)
+    got = densities_by_name(fused, fused_point(model, fused, point))
     np.testing.assert_allclose(
         sum(value.sum() for value in got.values()),
         sum(value.sum() for value in expected.values()),
@@ -427,8 +416,8 @@ def test_mixtures(name, rng):
     fused = fuse_model(model)
     assert set(_made[fused].loops) == {"y"}
     point = point_of(model, rng)
-    expected = terms(model, point)
-    got = terms(fused, fused_point(model, fused, point))
+    expected = densities_by_name(model, point)
+    got = densities_by_name(fused, fused_point(model, fused, point))
     for n in range(4):
         np.testing.assert_allclose(got["y"][n], expected[f"y_{n}"], rtol=1e-12)
     [drawn] = pm.draw([fused["y"]], mode="FAST_COMPILE")
