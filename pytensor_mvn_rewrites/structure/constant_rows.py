@@ -12,6 +12,7 @@ from pytensor.graph.basic import Apply, Constant
 from pytensor.scalar.basic import Cast
 from pytensor.tensor.elemwise import Elemwise
 from pytensor.tensor.math import All, Sum
+from pytensor.tensor.subtensor import AdvancedSubtensor
 
 from pytensor_mvn_rewrites.graph import Tensor, in_graph_order, reduced_axes
 from pytensor_mvn_rewrites.names import collapsed, densities_of
@@ -179,7 +180,7 @@ class ConstantRows:
         if self.matrix.type.ndim == 2:
             [weights] = weights
         else:
-            delta = delta.reshape((self.n_groups, n_new, self.n))
+            delta = in_groups(delta, (self.n_groups, n_new))
         quaddist, half_logdet, posdef = inv_quad_logdet(delta, self.matrix, self.node.op.param)
         norm = pt.constant(-0.5 * math.log(2 * math.pi) * self.n_rows * self.n, dtype=dtype)
         total = (-0.5 * quaddist - pt.constant(weights, dtype=dtype) * half_logdet).sum() + norm
@@ -219,6 +220,23 @@ def without_new_zeros(rows: np.ndarray, old_rows: np.ndarray, dtype: str) -> np.
     """
     is_new = (rows == 0) & (old_rows != 0).all(axis=0)
     return np.where(is_new, np.sqrt(np.finfo(dtype).tiny), rows)
+
+
+def in_groups(rows: Tensor, shape: tuple[int, int]) -> Tensor:
+    """`rows`, shape (G * k, n), as shape (G, k, n), without copies of what a group shares."""
+    if rows.type.shape[0] == 1:
+        return rows[None]
+    match rows.owner_op_and_inputs:
+        case (Elemwise() as op, *inputs):
+            return op(*[in_groups(inp, shape) for inp in inputs])
+        case (AdvancedSubtensor(idx_list=(0,)), batch, Constant() as index) if (
+            index.type.ndim == 1 and index.type.dtype != "bool"
+        ):
+            of_group = index.data.reshape(shape)
+            if (of_group == of_group[:, :1]).all():
+                is_all = np.array_equal(of_group[:, 0], np.arange(batch.type.shape[0] or -1))
+                return (batch if is_all else batch[of_group[:, 0]])[:, None]
+    return rows.reshape((*shape, rows.type.shape[1] or rows.shape[1]))
 
 
 def difference(value: Tensor, mu: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ import pymc as pm
 import pytensor
 import pytensor.tensor as pt
 import pytest
+from pytensor.tensor.subtensor import AdvancedSubtensor
 
 import pytensor_mvn_rewrites as mvn
 from pytensor_mvn_rewrites.ops import MvNormalLogp, inv_quad_logdet, mvnormal_logp
@@ -207,6 +208,29 @@ def test_means_and_matrices_by_different_indices(rng):
     graph = density(M[OTHER_INDEX], T[INDEX])
     cells = max(len(set(OTHER_INDEX[INDEX == g])) for g in range(G))
     assert_compressed(graph, parameters(rng), G * cells * (1 + N))
+
+
+#: mean of rows that share a covariance -> how many gathers are left
+MEANS_OF_GROUPS = {
+    "all groups in order": (M[INDEX], 0),
+    "and a shared design": (M[INDEX] + X @ B, 0),
+    "over a scale by group": (x / pt.exp(M[INDEX]), 0),
+    "one mean of many": (pt.broadcast_to(M[[2]], (R, N)), 0),
+    "some groups, in another order": (M[(3 - INDEX) % 3], 1),
+    "groups within groups": (M[OTHER_INDEX], 1),
+}
+
+
+@pytest.mark.parametrize("name", MEANS_OF_GROUPS)
+def test_means_of_groups_are_not_copied(rng, name):
+    """Where the rows of a covariance share a mean, both are batches; other rows gather."""
+    mean, gathers = MEANS_OF_GROUPS[name]
+    graph = density(mean, T[INDEX])
+    new = rewritten(graph)
+    ancestors = pytensor.graph.traversal.ancestors(new)
+    ops = [var.owner.op for var in ancestors if var.owner is not None]
+    assert sum(isinstance(op, AdvancedSubtensor) for op in ops) == gathers
+    assert_same_numbers(graph, new, used(graph, parameters(rng)))
 
 
 def test_ragged_groups(rng):
