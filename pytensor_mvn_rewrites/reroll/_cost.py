@@ -56,7 +56,8 @@ FACTORIZING_OPS = (GaussianOp, Cholesky, SolveBase, MatrixInverse, Det, SLogDet,
 #: A pack is re-rolled if that saves at least this many nodes.
 WORTHWHILE = 24
 
-#: A stack disappears together with its terms: even a small saving is worth it.
+#: A stack disappears together with its terms, in exchange for one that they need: even a small
+#: saving is worth it.
 WORTHWHILE_STACK = 2
 
 #: Fewer terms that factorize nothing, and must be stacked, stay as they are.
@@ -110,11 +111,12 @@ class Cost:
         """
         if beside_density and self.sums_arrays and not self.new_stacks:
             minimum = WORTHWHILE_STACK
-        few = FEW if self.new_stacks else FEW_SLICES
-        is_stack = not self.new_stacks and minimum <= WORTHWHILE_STACK
-        if not self.factorizes and not is_stack and self.count < few:
+        is_stack = minimum <= WORTHWHILE_STACK
+        few = FEW if self.new_stacks else WORTHWHILE_STACK if is_stack else FEW_SLICES
+        if not self.factorizes and self.count < few:
             return False
-        return self.saved >= minimum
+        exchanged = self.count if is_stack and self.new_stacks else 0
+        return self.saved + exchanged >= minimum
 
 
 def weight(op) -> int:

@@ -68,6 +68,10 @@ def assemble(node: Apply, packs: Sequence[Pack]) -> Variable | None:
     if order == sorted(order):
         return joined
     lengths = [1 if scalars else term.type.shape[axis] for term in node.inputs]
+    for pack in [] if scalars else packs:
+        for position in pack.positions:
+            # the batch may know what its members, such as parts of a split, do not
+            lengths[position] = lengths[position] or pack.batch.type.shape[axis + 1]
     if None in lengths:
         return None
     starts = np.cumsum([0, *[lengths[position] for position in order]])[:-1]

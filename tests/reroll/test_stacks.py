@@ -7,8 +7,11 @@ import pytest
 from pytensor.graph.fg import FunctionGraph
 from pytensor.graph.traversal import ancestors
 from pytensor.tensor.basic import Join, MakeVector
+from pytensor.tensor.elemwise import Elemwise
 
-from pytensor_mvn_rewrites.reroll.stacks import reroll_stacks
+from pytensor_mvn_rewrites.reroll._cost import FEW
+from pytensor_mvn_rewrites.reroll._packs import Pack
+from pytensor_mvn_rewrites.reroll.stacks import assemble, reroll_stacks
 from tests.harness import (
     PIPELINE_MODE,
     assert_declines,
@@ -82,6 +85,29 @@ def test_interleaved_packs_of_different_lengths(rng):
     assert joins(new) == 1
     values = {x: rng.normal(size=(N, 3)), y: rng.normal(size=(N, 1))}
     assert_same_numbers(graph, new, values)
+
+
+def test_interleaved_packs_of_lengths_that_their_batches_know(rng):
+    """A split of a batch does not say how long its parts are."""
+    joined = pt.join(0, *pt.vectors("a", "b", "c", "d"))
+    x, y = pt.matrix("x", shape=(2, 3)), pt.matrix("y", shape=(2, 1))
+    new = assemble(joined.owner, [Pack([0, 2], x, False), Pack([1, 3], y, False)])
+    in_order = pt.concatenate([x[0], y[0], x[1], y[1]])
+    values = {x: rng.normal(size=(2, 3)), y: rng.normal(size=(2, 1))}
+    assert_same_numbers(in_order, new, values)
+    unknown = pt.matrix("z", shape=(2, None))
+    assert assemble(joined.owner, [Pack([0, 2], x, False), Pack([1, 3], unknown, False)]) is None
+
+
+@pytest.mark.parametrize(("count", "exponentials"), [(FEW, 1), (FEW - 1, FEW - 1)])
+def test_a_stack_of_functions_is_a_function_of_a_stack(rng, count, exponentials):
+    """The stack of the results goes, that of the inputs comes; few scalars fuse as well."""
+    xs = [pt.scalar(f"x_{i}") for i in range(count)]
+    graph = pt.stack([pt.exp(x) for x in xs])
+    new = rewritten([graph])
+    computed = [var for var in ancestors(new) if var.owner and isinstance(var.owner.op, Elemwise)]
+    assert (joins(new), len(computed)) == (1, exponentials)
+    assert_same_numbers(graph, new, dict(zip(xs, rng.normal(size=count), strict=True)))
 
 
 def test_interleaved_packs_of_scalars(rng):
