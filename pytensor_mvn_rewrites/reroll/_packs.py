@@ -10,6 +10,7 @@ from pytensor.graph.fg import FunctionGraph
 from pytensor.tensor.random.op import RandomVariable
 
 from pytensor_mvn_rewrites.names import SUFFIX, collapsed
+from pytensor_mvn_rewrites.ops import InvQuadLogdet, MvNormalLogp
 from pytensor_mvn_rewrites.pipeline import Declined, Fired, record
 from pytensor_mvn_rewrites.reroll._cost import WORTHWHILE, Cost
 from pytensor_mvn_rewrites.reroll._lockstep import Batch, CannotReroll, LockStep
@@ -21,6 +22,7 @@ from pytensor_mvn_rewrites.reroll._signature import (
     is_anchor,
 )
 from pytensor_mvn_rewrites.reroll._walk import expected
+from pytensor_mvn_rewrites.structure._structure import pays_by_structure
 
 
 @dataclass
@@ -62,7 +64,7 @@ class Rerolling:
     """
 
     def __init__(self, rule: str, fgraph: FunctionGraph):
-        self.rule = rule
+        self.rule, self.fgraph = rule, fgraph
         self.has_anchors = any(is_anchor(node.op) for node in fgraph.apply_nodes)
         self.signatures = Signatures()
         self.anchored = Signatures(anchored=True)
@@ -76,7 +78,8 @@ class Rerolling:
         """The packs among `terms` that save at least `minimum` nodes, or are views.
 
         Terms of one structure go first. Of what is left, terms go together that agree down to
-        their fused density ops; what these take in is stacked.
+        their fused density ops; what these take in is stacked, large matrices only if that hides
+        nothing of what they are made of.
         """
         # most graphs have no two terms alike: a look at the surface says so at no cost
         alike = [p for bucket in group_by_surface(terms) if len(bucket) > 1 for p in bucket]
@@ -92,13 +95,36 @@ class Rerolling:
         left = [p for p in alike if p not in packed]
         if not self.has_anchors or len(left) < 2:
             return found
-        for positions in group_by(left, lambda p: self.anchored(terms[p])):
+        for alike in group_by(left, lambda p: self.anchored(terms[p])):
             # what agrees all the way down has had its chance
-            if len({self.signatures(terms[p]) for p in positions}) > 1 and (
-                pack := self._pack(terms, positions, minimum, anchored=True)
-            ):
-                found.append(pack)
+            if len({self.signatures(terms[p]) for p in alike}) == 1:
+                continue
+            for positions in group_by(alike, lambda p: self._structures(terms[p])):
+                if len(positions) > 1 and (
+                    pack := self._pack(terms, positions, minimum, anchored=True)
+                ):
+                    found.append(pack)
         return found
+
+    def _structures(self, term: Variable) -> tuple[int, ...]:
+        """The signatures of the large matrices of `term` that are made of something.
+
+        Where these differ, the stack of the matrices would be dense.
+        """
+        found, pending, seen = [], [term], {term}
+        while pending:
+            node = pending.pop().owner
+            if node is None:
+                continue
+            if isinstance(node.op, MvNormalLogp | InvQuadLogdet) and pays_by_structure(
+                self.fgraph, node
+            ):
+                found.append(self.signatures(node.inputs[-1]))
+            if not is_anchor(node.op):
+                below = [inp for inp in reversed(node.inputs) if inp not in seen]
+                seen.update(below)
+                pending += below
+        return tuple(found)
 
     def _sharing(self, terms, positions, minimum) -> list[Pack]:
         """Packs of terms that look at the stacks of other packs: they need none of their own.

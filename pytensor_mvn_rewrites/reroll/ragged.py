@@ -16,8 +16,9 @@ from pytensor_mvn_rewrites.graph import Tensor
 from pytensor_mvn_rewrites.ops import MvNormalLogp
 from pytensor_mvn_rewrites.pipeline import Fired, record, reroll
 from pytensor_mvn_rewrites.reroll._packs import holds_random_variables
-from pytensor_mvn_rewrites.reroll._signature import group_by
+from pytensor_mvn_rewrites.reroll._signature import Signatures, group_by
 from pytensor_mvn_rewrites.reroll._terms import outer_sums
+from pytensor_mvn_rewrites.structure._structure import pays_by_structure
 
 
 @reroll
@@ -34,18 +35,19 @@ def join_ragged_rows(fgraph):
     each matrix is factored once, see ``structure/gathered_matrix.py``, and Numba's kernels take
     the index instead of a matrix for each row, see ``lower/_groups.py``.
     Declines when all groups have equally many rows: they make a batch, which is cheaper; this rule
-    runs before the others of its stage, which would take the groups that are.
+    runs before the others of its stage, which would take the groups that are. Large matrices of
+    different structures are not stacked, which would hide it.
     """
     if not any(isinstance(node.op, MvNormalLogp) for node in fgraph.apply_nodes):
         return
     sums = outer_sums(fgraph)
     if not sums or holds_random_variables(fgraph):
         return
-    replacements = []
+    replacements, signatures = [], Signatures()
     for node, terms in sums:
         rows = [found for term in terms if (found := RowGroup.of(term)) is not None]
         joined = []
-        for groups in group_by(rows, lambda group: group.key):
+        for groups in group_by(rows, lambda group: group.key(fgraph, signatures)):
             if len({group.value.type.shape[0] for group in groups}) > 1:
                 joined.append(join(groups))
                 replaced = {group.term for group in groups}
@@ -104,10 +106,11 @@ class RowGroup:
         """Shape (rows, n)."""
         return self.density.inputs[0]
 
-    @property
-    def key(self) -> tuple:
-        """Equal for groups that can be joined."""
+    def key(self, fgraph, signatures: Signatures) -> tuple:
+        """Equal for groups that can be joined, and whose stack hides no structure."""
+        matrix = self.density.inputs[-1]
         return (
+            signatures(matrix) if pays_by_structure(fgraph, self.density) else None,
             self.density.op.param,
             self.wraps,
             self.value.type.shape[1],

@@ -9,11 +9,15 @@ from pytensor.graph.rewriting.basic import NodeRewriter, node_rewriter
 
 from pytensor_mvn_rewrites.graph import Tensor, without_leading_ones
 from pytensor_mvn_rewrites.ops import InvQuadLogdet, MvNormalLogp
-from pytensor_mvn_rewrites.pipeline import RULES, Declined, record
+from pytensor_mvn_rewrites.pipeline import RULES, Declined, record, recording
 from pytensor_mvn_rewrites.structure._assemble import from_parts, outputs_like, split_inputs
 
 #: The remedy where symmetry is not proven.
 DECLARE_SYMMETRIC = "declare it by pytensor.assumptions.assume(matrix, symmetric=True)"
+
+
+#: Up to this n, a density that is one of a dense batch costs no more than one of some structure.
+DENSE_IS_CHEAP = 16
 
 
 class Structure:
@@ -86,14 +90,28 @@ class Structure:
         def rule(fgraph: FunctionGraph, node: Apply):
             if node.op.param not in cls.params:
                 return None
-            *vectors, matrix = node.inputs
-            lengths = {vector.type.shape[-1] for vector in vectors}
-            n = max(lengths - {None, 1}, default=1 if lengths == {1} else None)
-            found = cls.match(fgraph, without_leading_ones(matrix, 2), n, node.op.param)
+            matrix = without_leading_ones(node.inputs[-1], 2)
+            found = cls.match(fgraph, matrix, length_of_vectors(node), node.op.param)
             return None if found is None else found.outputs(node)
 
         rule.__name__, rule.__doc__ = cls.__name__, cls.__doc__
         return node_rewriter([MvNormalLogp, InvQuadLogdet])(rule)
+
+
+def length_of_vectors(density: Apply) -> int | None:
+    """The n of a density, as far as the vectors say."""
+    lengths = {vector.type.shape[-1] for vector in density.inputs[:-1]}
+    return max(lengths - {None, 1}, default=1 if lengths == {1} else None)
+
+
+def pays_by_structure(fgraph: FunctionGraph | None, density: Apply) -> bool:
+    """Whether the matrix of `density` is large, and made of what a stack of others would hide."""
+    n = length_of_vectors(density)
+    if n is not None and n <= DENSE_IS_CHEAP:
+        return False
+    with recording():  # what is declined here will be declined by the rule as well
+        matrix = without_leading_ones(density.inputs[-1], 2)
+        return describe(fgraph, matrix, n, density.op.param) is not None
 
 
 def structures() -> Iterator[type[Structure]]:

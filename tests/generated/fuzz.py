@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 
@@ -133,7 +133,7 @@ def hunt(
         suppress_health_check=list(HealthCheck),
         report_multiple_bugs=False,
     )
-    @given(models())
+    @given(models(number))
     def run(spec):
         nonlocal best, until
         if time.monotonic() > until:
@@ -154,7 +154,18 @@ def hunt(
     except* (Disagreement, Flaky):
         pass
     if best is not None:
-        summary.found.append(best)
+        summary.found.append(with_fewer_parts(*best, worker))
+
+
+def with_fewer_parts(
+    spec: Model, differences: dict[str, str], worker: Worker | None = None
+) -> tuple[Model, dict[str, str]]:
+    """Leave out each part without which the model disagrees all the same."""
+    for part in spec.parts:
+        fewer = replace(spec, parts=tuple(other for other in spec.parts if other != part))
+        if fewer.parts and (found := check(fewer, worker).disagreements):
+            spec, differences = fewer, found
+    return spec, differences
 
 
 def report(found: list[tuple[Model, dict[str, str]]]) -> str:
