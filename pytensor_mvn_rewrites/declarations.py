@@ -16,6 +16,7 @@ from pytensor.tensor.basic import MakeVector, ScalarFromTensor, TensorFromScalar
 from pytensor.tensor.elemwise import DimShuffle, Elemwise
 from pytensor.tensor.random.op import RandomVariable
 
+from pytensor_mvn_rewrites.graph import nodes_with
 from pytensor_mvn_rewrites.logprob import FusedMvNormalRV, FusedPrecisionMvNormalRV
 from pytensor_mvn_rewrites.pipeline import IR_END, IR_START, logprob_graph
 from pytensor_mvn_rewrites.proofs.declared import NARROW, NARROW_RATIO, is_declared
@@ -27,7 +28,7 @@ def note_declarations(fgraph):
 
     PyTensor drops the markers.
     """
-    markers = (node for node in fgraph.apply_nodes if isinstance(node.op, SpecifyAssumptions))
+    markers = nodes_with(fgraph, SpecifyAssumptions)
     fgraph.mvn_declared = {key for node in markers for key, _ in node.op.assumptions}
 
 
@@ -64,8 +65,7 @@ def declared_facts(fgraph) -> dict[Variable, dict[AssumptionKey, FactState]]:
 
 def narrow_parameters(fgraph) -> Iterator[Variable]:
     """Matrices of parameters that have few columns with the present lengths of the `dims`."""
-    normals = FusedMvNormalRV | FusedPrecisionMvNormalRV
-    if not any(isinstance(node.op, normals) for node in fgraph.apply_nodes):
+    if not nodes_with(fgraph, FusedMvNormalRV, FusedPrecisionMvNormalRV):
         return
     for node in list(fgraph.apply_nodes):
         match node.op, node.inputs[0].owner_op_and_inputs if node.inputs else ():

@@ -160,6 +160,16 @@ def uses(fgraph: FunctionGraph, matrix: Variable) -> Iterator[tuple[Apply, Varia
             yield client, matrix
 
 
+def nodes_with(fgraph: FunctionGraph, *kinds: type) -> list[Apply]:
+    """The nodes whose op is of one of these classes.
+
+    Asks once for each class of ops: most graphs have none, and to ask each op takes longer than all
+    else that a rule does in such a graph.
+    """
+    wanted = {op for op in {type(node.op) for node in fgraph.apply_nodes} if issubclass(op, kinds)}
+    return [node for node in fgraph.apply_nodes if type(node.op) in wanted] if wanted else []
+
+
 def in_graph_order(fgraph: FunctionGraph, nodes: list[Apply]) -> list[Apply]:
     """Nodes of a set in an order that is the same in every process.
 

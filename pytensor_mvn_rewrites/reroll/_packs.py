@@ -9,8 +9,10 @@ from pytensor.graph.basic import Variable
 from pytensor.graph.fg import FunctionGraph
 from pytensor.tensor.random.op import RandomVariable
 
+from pytensor_mvn_rewrites.graph import nodes_with
 from pytensor_mvn_rewrites.names import SUFFIX, collapsed
 from pytensor_mvn_rewrites.ops import InvQuadLogdet, MvNormalLogp
+from pytensor_mvn_rewrites.ops.gaussian import FusedOp
 from pytensor_mvn_rewrites.pipeline import Declined, Fired, record
 from pytensor_mvn_rewrites.reroll._cost import WORTHWHILE, Cost
 from pytensor_mvn_rewrites.reroll._lockstep import Batch, CannotReroll, LockStep
@@ -21,8 +23,9 @@ from pytensor_mvn_rewrites.reroll._signature import (
     group_by_surface,
     is_anchor,
 )
+from pytensor_mvn_rewrites.reroll._terms import fewest_terms
 from pytensor_mvn_rewrites.reroll._walk import expected
-from pytensor_mvn_rewrites.structure._structure import pays_by_structure
+from pytensor_mvn_rewrites.structure._structure import large_structure
 
 
 @dataclass
@@ -65,7 +68,8 @@ class Rerolling:
 
     def __init__(self, rule: str, fgraph: FunctionGraph):
         self.rule, self.fgraph = rule, fgraph
-        self.has_anchors = any(is_anchor(node.op) for node in fgraph.apply_nodes)
+        self.has_anchors = bool(nodes_with(fgraph, FusedOp))
+        self.fewest = fewest_terms(fgraph)
         self.signatures = Signatures()
         self.anchored = Signatures(anchored=True)
         self.memory = _memories.setdefault(fgraph, Memory())
@@ -82,7 +86,8 @@ class Rerolling:
         nothing of what they are made of.
         """
         # most graphs have no two terms alike: a look at the surface says so at no cost
-        alike = [p for bucket in group_by_surface(terms) if len(bucket) > 1 for p in bucket]
+        buckets = group_by_surface(terms) if len(terms) >= self.fewest else []
+        alike = [p for bucket in buckets if len(bucket) >= self.fewest for p in bucket]
         if not alike:
             return []
         groups = [g for g in group_by(alike, lambda p: self.signatures(terms[p])) if len(g) > 1]
@@ -116,9 +121,8 @@ class Rerolling:
             node = pending.pop().owner
             if node is None:
                 continue
-            if isinstance(node.op, MvNormalLogp | InvQuadLogdet) and pays_by_structure(
-                self.fgraph, node
-            ):
+            is_density = isinstance(node.op, MvNormalLogp | InvQuadLogdet)
+            if is_density and large_structure(self.fgraph, node) is not None:
                 found.append(self.signatures(node.inputs[-1]))
             if not is_anchor(node.op):
                 below = [inp for inp in reversed(node.inputs) if inp not in seen]

@@ -5,15 +5,16 @@ from pytensor.graph.basic import Apply, Variable
 from pytensor.raise_op import CheckAndRaise
 from pytensor.scalar.basic import Add
 from pytensor.tensor.basic import Join
+from pytensor.tensor.blockwise import Blockwise
 from pytensor.tensor.elemwise import DimShuffle, Elemwise
 from pytensor.tensor.linalg.constructors import BlockDiagonal
 from pytensor.tensor.linalg.products import KroneckerProduct
 from pytensor.tensor.shape import SpecifyShape
 from pytensor.tensor.subtensor import AdvancedSubtensor, Subtensor
 
-from pytensor_mvn_rewrites.graph import core_op, in_graph_order
+from pytensor_mvn_rewrites.graph import core_op, in_graph_order, nodes_with
 from pytensor_mvn_rewrites.ops.gaussian import FusedOp
-from pytensor_mvn_rewrites.reroll._cost import factorizes
+from pytensor_mvn_rewrites.reroll._cost import FACTORIZING_OPS, FEW_SLICES, factorizes
 
 #: Ops whose result has the structure of what they take in, which the rules of stage 3 look through.
 STRUCTURAL_OPS = (
@@ -35,9 +36,7 @@ def structured_matrices(fgraph) -> set[Variable]:
     What such a matrix is the sum of is its structure, for the rules of stage 3 to see: a sum of
     Kronecker products, a scaled matrix and a jitter.
     """
-    pending = [
-        inp for node in fgraph.apply_nodes if factorizes(node.op) for inp in factorized(node)
-    ]
+    pending = [inp for node in factorizations(fgraph) for inp in factorized(node)]
     found: set[Variable] = set()
     while pending:
         var = pending.pop()
@@ -68,11 +67,26 @@ def is_stack(node: Apply) -> bool:
     return isinstance(node.op, Join) and node.op.axis < node.outputs[0].type.ndim - 2
 
 
-def outer_sums(fgraph) -> list[tuple[Apply, list[Variable]]]:
-    """The sums of several terms that are no part of larger ones, with their terms."""
-    sums = [node for node in fgraph.apply_nodes if is_add(node) and not _is_inner(fgraph, node)]
-    sums = in_graph_order(fgraph, sums)
-    return [(node, terms) for node in sums if len(terms := flatten(fgraph, node)) > 1]
+def outer_sums(fgraph, fewest: int = 2) -> list[tuple[Apply, list[Variable]]]:
+    """The sums of at least so many terms that are no part of larger ones, with their terms."""
+    sums = {
+        node: terms
+        for node in nodes_with(fgraph, Elemwise)
+        if is_add(node) and not _is_inner(fgraph, node)
+        if len(terms := flatten(fgraph, node)) >= fewest
+    }
+    return [(node, sums[node]) for node in in_graph_order(fgraph, list(sums))]
+
+
+def fewest_terms(fgraph) -> int:
+    """How many terms must be alike: two where matrices are factorized, more where none is."""
+    return 2 if factorizations(fgraph) else FEW_SLICES
+
+
+def factorizations(fgraph) -> list[Apply]:
+    """The nodes that factorize a matrix, or work with a factor."""
+    nodes = nodes_with(fgraph, Blockwise, *FACTORIZING_OPS)
+    return [node for node in nodes if factorizes(node.op)]
 
 
 def is_add(node: Apply) -> bool:

@@ -4,6 +4,7 @@ from collections import Counter
 
 from pytensor.graph.rewriting.basic import MergeOptimizer
 
+from pytensor_mvn_rewrites.graph import nodes_with
 from pytensor_mvn_rewrites.ops.gaussian import FusedOp
 from pytensor_mvn_rewrites.pipeline import reroll
 from pytensor_mvn_rewrites.reroll._packs import holds_random_variables
@@ -21,6 +22,6 @@ def merge_duplicates(fgraph):
     equal nodes when it compiles, but the pullbacks of two of them stay two. Cost: one pass over the
     graph. Declines in graphs without two fused ops that are alike, or with very many.
     """
-    ops = Counter(node.op for node in fgraph.apply_nodes if isinstance(node.op, FusedOp))
+    ops = Counter(node.op for node in nodes_with(fgraph, FusedOp))
     if 1 < max(ops.values(), default=0) <= MAX_ALIKE and not holds_random_variables(fgraph):
         MergeOptimizer().rewrite(fgraph)

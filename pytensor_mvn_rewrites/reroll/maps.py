@@ -5,12 +5,12 @@ from pytensor.graph.traversal import toposort
 from pytensor.scan.op import Scan
 from pytensor.tensor.random.op import RNGConsumerOp
 
-from pytensor_mvn_rewrites.graph import Tensor
+from pytensor_mvn_rewrites.graph import Tensor, nodes_with
+from pytensor_mvn_rewrites.ops.gaussian import FusedOp
 from pytensor_mvn_rewrites.pipeline import Declined, Fired, record, reroll
 from pytensor_mvn_rewrites.proofs.constants import scalar_constant
 from pytensor_mvn_rewrites.reroll._indexing import specify_length
 from pytensor_mvn_rewrites.reroll._packs import holds_random_variables
-from pytensor_mvn_rewrites.reroll._signature import is_anchor
 from pytensor_mvn_rewrites.reroll._vectorize import CannotBatch, vectorize_outputs
 
 
@@ -25,10 +25,9 @@ def maps_are_batched(fgraph):
     step, stop early or draw random numbers, when an op has no batched form, and in graphs without
     a density of this package: all steps at once take N times the memory of one.
     """
-    nodes = [node for node in fgraph.apply_nodes if isinstance(node.op, Scan)]
-    if not nodes or holds_random_variables(fgraph):
+    if not nodes_with(fgraph, Scan) or not nodes_with(fgraph, FusedOp):
         return
-    if not any(is_anchor(node.op) for node in fgraph.apply_nodes):
+    if holds_random_variables(fgraph):
         return
     replacements: list[tuple[Variable, Variable]] = []
     for node in fgraph.toposort():

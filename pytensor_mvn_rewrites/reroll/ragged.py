@@ -12,13 +12,16 @@ from pytensor.tensor.basic import ScalarFromTensor
 from pytensor.tensor.elemwise import Elemwise
 from pytensor.tensor.math import All, Sum
 
-from pytensor_mvn_rewrites.graph import Tensor
+from pytensor_mvn_rewrites.graph import Tensor, nodes_with
 from pytensor_mvn_rewrites.ops import MvNormalLogp
 from pytensor_mvn_rewrites.pipeline import Fired, record, reroll
 from pytensor_mvn_rewrites.reroll._packs import holds_random_variables
 from pytensor_mvn_rewrites.reroll._signature import Signatures, group_by
 from pytensor_mvn_rewrites.reroll._terms import outer_sums
-from pytensor_mvn_rewrites.structure._structure import pays_by_structure
+from pytensor_mvn_rewrites.structure._structure import large_structure
+
+#: Up to this n, one dense factorization of each group costs less than a density of each.
+GATHER_IS_CHEAP = 64
 
 
 @reroll
@@ -36,9 +39,10 @@ def join_ragged_rows(fgraph):
     the index instead of a matrix for each row, see ``lower/_groups.py``.
     Declines when all groups have equally many rows: they make a batch, which is cheaper; this rule
     runs before the others of its stage, which would take the groups that are. Large matrices of
-    different structures are not stacked, which would hide it.
+    different structures are not stacked, which would hide it, nor are very large ones of one
+    structure, of which one Cholesky factor for each group would be dense.
     """
-    if not any(isinstance(node.op, MvNormalLogp) for node in fgraph.apply_nodes):
+    if not nodes_with(fgraph, MvNormalLogp):
         return
     sums = outer_sums(fgraph)
     if not sums or holds_random_variables(fgraph):
@@ -48,6 +52,9 @@ def join_ragged_rows(fgraph):
         rows = [found for term in terms if (found := RowGroup.of(term)) is not None]
         joined = []
         for groups in group_by(rows, lambda group: group.key(fgraph, signatures)):
+            found = large_structure(fgraph, groups[0].density, above=GATHER_IS_CHEAP)
+            if found is not None and found.cholesky() is None:
+                continue
             if len({group.value.type.shape[0] for group in groups}) > 1:
                 joined.append(join(groups))
                 replaced = {group.term for group in groups}
@@ -108,9 +115,9 @@ class RowGroup:
 
     def key(self, fgraph, signatures: Signatures) -> tuple:
         """Equal for groups that can be joined, and whose stack hides no structure."""
-        matrix = self.density.inputs[-1]
+        is_large = large_structure(fgraph, self.density) is not None
         return (
-            signatures(matrix) if pays_by_structure(fgraph, self.density) else None,
+            signatures(self.density.inputs[-1]) if is_large else None,
             self.density.op.param,
             self.wraps,
             self.value.type.shape[1],

@@ -8,10 +8,11 @@ import pytensor.tensor as pt
 from pytensor.graph.basic import Apply, Variable
 from pytensor.tensor.basic import Join, MakeVector
 
-from pytensor_mvn_rewrites.graph import in_graph_order, lengths_of
+from pytensor_mvn_rewrites.graph import in_graph_order, lengths_of, nodes_with
 from pytensor_mvn_rewrites.pipeline import reroll
 from pytensor_mvn_rewrites.reroll._cost import WORTHWHILE_STACK
 from pytensor_mvn_rewrites.reroll._packs import Pack, Rerolling, holds_random_variables
+from pytensor_mvn_rewrites.reroll._terms import fewest_terms
 
 
 @reroll
@@ -26,11 +27,8 @@ def reroll_stacks(fgraph):
     their lengths must then be known. Declines on graphs of random variables, when shapes are not
     provably equal, and when nothing is saved.
     """
-    stacks = [
-        node
-        for node in fgraph.apply_nodes
-        if isinstance(node.op, Join | MakeVector) and _computed(node) > 1
-    ]
+    fewest = fewest_terms(fgraph)
+    stacks = [node for node in nodes_with(fgraph, Join, MakeVector) if _computed(node) >= fewest]
     if not stacks or holds_random_variables(fgraph):
         return
     rerolling = Rerolling("reroll_stacks", fgraph)

@@ -4,7 +4,7 @@ import pytensor.tensor as pt
 
 from pytensor_mvn_rewrites.pipeline import reroll
 from pytensor_mvn_rewrites.reroll._packs import Rerolling, holds_random_variables
-from pytensor_mvn_rewrites.reroll._terms import outer_sums, structured_matrices
+from pytensor_mvn_rewrites.reroll._terms import fewest_terms, outer_sums, structured_matrices
 
 
 @reroll
@@ -18,7 +18,7 @@ def reroll_sums(fgraph):
     variables, when shapes are not provably equal, when it would save next to nothing, and for sums
     that a covariance is made of: its terms are its structure.
     """
-    sums = outer_sums(fgraph)
+    sums = outer_sums(fgraph, fewest_terms(fgraph))
     if not sums or holds_random_variables(fgraph):
         return
     rerolling = Rerolling("reroll_sums", fgraph)

@@ -104,14 +104,18 @@ def length_of_vectors(density: Apply) -> int | None:
     return max(lengths - {None, 1}, default=1 if lengths == {1} else None)
 
 
-def pays_by_structure(fgraph: FunctionGraph | None, density: Apply) -> bool:
-    """Whether the matrix of `density` is large, and made of what a stack of others would hide."""
+def large_structure(
+    fgraph: FunctionGraph | None, density: Apply, above: int = DENSE_IS_CHEAP
+) -> Structure | None:
+    """What the matrix of `density` is made of, if its n is above that: do not hide it.
+
+    A stack of matrices that are made of different things is dense.
+    """
     n = length_of_vectors(density)
-    if n is not None and n <= DENSE_IS_CHEAP:
-        return False
+    if n is not None and n <= above:
+        return None
     with recording():  # what is declined here will be declined by the rule as well
-        matrix = without_leading_ones(density.inputs[-1], 2)
-        return describe(fgraph, matrix, n, density.op.param) is not None
+        return describe(fgraph, without_leading_ones(density.inputs[-1], 2), n, density.op.param)
 
 
 def structures() -> Iterator[type[Structure]]:

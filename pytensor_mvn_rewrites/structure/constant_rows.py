@@ -14,7 +14,7 @@ from pytensor.tensor.elemwise import Elemwise
 from pytensor.tensor.math import All, Sum
 from pytensor.tensor.subtensor import AdvancedSubtensor
 
-from pytensor_mvn_rewrites.graph import Tensor, in_graph_order, reduced_axes
+from pytensor_mvn_rewrites.graph import Tensor, in_graph_order, nodes_with, reduced_axes
 from pytensor_mvn_rewrites.names import collapsed, densities_of
 from pytensor_mvn_rewrites.ops import MvNormalLogp, inv_quad_logdet
 from pytensor_mvn_rewrites.ops.check import BatchedCheck
@@ -54,8 +54,7 @@ def constant_rows_are_compressed(fgraph):
     constant not finite, log-densities are wanted row by row, or nothing gets smaller.
     """
     candidates = []
-    densities = [node for node in fgraph.apply_nodes if isinstance(node.op, MvNormalLogp)]
-    for node in in_graph_order(fgraph, densities):
+    for node in in_graph_order(fgraph, nodes_with(fgraph, MvNormalLogp)):
         try:
             if (candidate := ConstantRows.of(fgraph, node)) is not None:
                 candidates.append(candidate)

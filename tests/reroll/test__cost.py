@@ -6,7 +6,7 @@ from pytensor.graph.fg import FunctionGraph
 
 from pytensor_mvn_rewrites.ops import mvnormal_logp, packed_cholesky
 from pytensor_mvn_rewrites.reroll import _packs
-from pytensor_mvn_rewrites.reroll._cost import FEW, HEAVY, WORTHWHILE
+from pytensor_mvn_rewrites.reroll._cost import FEW, FEW_SLICES, HEAVY, WORTHWHILE
 from pytensor_mvn_rewrites.reroll._lockstep import LockStep
 from pytensor_mvn_rewrites.reroll._signature import Signatures
 from pytensor_mvn_rewrites.reroll._walk import expected
@@ -119,7 +119,7 @@ def test_an_unrolled_recursion_builds_nothing_that_is_rejected(walks):
 
 def test_what_was_rejected_is_remembered(walks):
     _, estimated = walks
-    terms = [f(pt.dscalar(f"v_{i}")) for i in range(3)]
+    terms = [f(pt.dscalar(f"v_{i}")) for i in range(FEW_SLICES)]
     fgraph = FunctionGraph(outputs=[pt.add(*terms), pt.add(*map(pt.exp, terms))], clone=False)
     reroll_sums(fgraph)
     before = len(estimated)
@@ -130,7 +130,7 @@ def test_what_was_rejected_is_remembered(walks):
 
 def test_a_term_that_is_computed_in_another_way_is_asked_about_again(walks):
     _, estimated = walks
-    variables = [pt.dscalar(f"v_{i}") for i in range(3)]
+    variables = [pt.dscalar(f"v_{i}") for i in range(FEW_SLICES)]
     inner = [pt.sin(v) for v in variables]
     fgraph = FunctionGraph(outputs=[pt.add(*map(pt.exp, inner))], clone=False)
     reroll_sums(fgraph)

@@ -16,7 +16,7 @@ from pytensor.tensor.subtensor import Subtensor
 
 import pytensor_mvn_rewrites as mvn
 from pytensor_mvn_rewrites.ops import inv_quad_logdet, mvnormal_logp, packed_cholesky
-from pytensor_mvn_rewrites.reroll._cost import FEW
+from pytensor_mvn_rewrites.reroll._cost import FEW, FEW_SLICES
 from pytensor_mvn_rewrites.reroll.sums import reroll_sums
 from tests.harness import (
     PIPELINE_MODE,
@@ -156,8 +156,8 @@ def test_non_commutative_inputs_in_another_order(rng):
 def test_slices_alone(rng):
     """Nothing is computed in these terms: the sum of a slice."""
     x = pt.matrix("x", shape=(N, 3))
-    graph = x[1] + x[2] + x[3]
-    assert_rewrites_to(graph, x[1:4].sum(axis=0), {x: rng.normal(size=(N, 3))})
+    graph = x[1] + x[2] + x[3] + x[4]
+    assert_rewrites_to(graph, x[1:5].sum(axis=0), {x: rng.normal(size=(N, 3))})
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "int32", "int64", "float32"])
@@ -171,6 +171,17 @@ def test_dtype_of_the_sum(rng, dtype):
     [got], [want] = evaluate(new, values), evaluate([graph], values)
     assert got.dtype == want.dtype
     np.testing.assert_array_equal(got, want)
+
+
+def test_few_terms_stay_where_no_matrix_is_factorized(rng):
+    """Next to a factorization, even two are worth it."""
+    x, S = pt.matrix("x", shape=(N, 3)), pt.matrix("S", shape=(3, 3))
+    few = pt.add(*[x[i] for i in range(FEW_SLICES - 1)])
+    assert_declines(few)
+    graph = [few, pt.linalg.cholesky(S)]
+    new = rewritten(graph)
+    assert isinstance(new[0].owner.op, CAReduce)
+    assert_same_numbers(graph, new, {x: rng.normal(size=(N, 3)), S: spd(rng, n=3)})
 
 
 def test_sum_of_bools_is_a_logical_or():
