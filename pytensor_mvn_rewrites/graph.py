@@ -207,12 +207,10 @@ def dimshuffled(var: Tensor, order: tuple[Axis, ...]) -> Tensor:
     """
     if order == tuple(range(var.type.ndim)):
         return var
-    if isinstance(var, Constant) and order == tuple(
-        range(var.type.ndim - len(order), var.type.ndim)
-    ):
-        # the same matrices without leading dimensions of length 1 are still constants to match
+    if isinstance(var, Constant) and "x" not in order and list(order) == sorted(order):
+        # the same matrices without dimensions of length 1 are still constants to match
         data = np.asarray(var.data)
-        return pt.constant(data.reshape(data.shape[-len(order) :] if order else ()))
+        return pt.constant(data.reshape([data.shape[axis] for axis in order]))
     match var.owner_op_and_inputs:
         case (DimShuffle(new_order=inner_order), inner):
             return dimshuffled(inner, tuple(i if i == "x" else inner_order[i] for i in order))
@@ -235,6 +233,18 @@ def without_leading_ones(var: Tensor, core_ndim: int) -> Tensor:
     batch = var.type.broadcastable[: var.type.ndim - core_ndim]
     lead = batch.index(False) if False in batch else len(batch)
     return dimshuffled(var, tuple(range(lead, var.type.ndim)))
+
+
+def shared_axes(matrix: Tensor) -> tuple[int, ...]:
+    """The batch axes of length 1 of a stack of matrices."""
+    return tuple(axis for axis in range(matrix.type.ndim - 2) if matrix.type.broadcastable[axis])
+
+
+def without_shared_axes(matrix: Tensor) -> Tensor:
+    """A stack of matrices without its batch dimensions of length 1, wherever they are."""
+    shared = shared_axes(matrix)
+    kept = tuple(axis for axis in range(matrix.type.ndim) if axis not in shared)
+    return dimshuffled(matrix, kept)
 
 
 def sum_over(var: Tensor, axes: tuple[int, ...]) -> Tensor:

@@ -10,7 +10,7 @@ from pytensor.compile.builders import OpFromGraph
 from pytensor.graph.basic import Apply, Constant, Variable
 from pytensor.graph.op import Op
 from pytensor.graph.traversal import toposort
-from pytensor.tensor.basic import Alloc, Join, ScalarFromTensor, TensorFromScalar
+from pytensor.tensor.basic import Alloc, AllocDiag, Join, ScalarFromTensor, TensorFromScalar
 from pytensor.tensor.blockwise import Blockwise, vectorize_node_fallback
 from pytensor.tensor.linalg.constructors import BlockDiagonal
 from pytensor.tensor.shape import Reshape, Shape, Shape_i, SpecifyShape
@@ -71,6 +71,9 @@ def vectorize(node: Apply, batched: list[Variable | None], count: int) -> list[V
             return [_join(node, batched, count)]
         case BlockDiagonal() | Blockwise(core_op=BlockDiagonal()):
             return [_block_diagonal(node, inputs, count)]
+        case AllocDiag(offset=offset, axis1=axis1, axis2=axis2):
+            # its inner graph, batched, is no diagonal matrix that any rule knows
+            return [AllocDiag(axis1=axis1 + 1, axis2=axis2 + 1, offset=offset)(inputs[0])]
         case OpFromGraph() if not isinstance(node.op, FusedOp) and _has_fallback_only(node.op):
             return _inner_graph(node, batched, count)
         case op if _has_fallback_only(op) and not hasattr(op, "gufunc_signature"):

@@ -20,9 +20,6 @@ from pytensor_mvn_rewrites.reroll._signature import Signatures, group_by
 from pytensor_mvn_rewrites.reroll._terms import outer_sums
 from pytensor_mvn_rewrites.structure._structure import large_structure
 
-#: Up to this n, one dense factorization of each group costs less than a density of each.
-GATHER_IS_CHEAP = 64
-
 
 @reroll
 def join_ragged_rows(fgraph):
@@ -38,9 +35,8 @@ def join_ragged_rows(fgraph):
     each matrix is factored once, see ``structure/gathered_matrix.py``, and Numba's kernels take
     the index instead of a matrix for each row, see ``lower/_groups.py``.
     Declines when all groups have equally many rows: they make a batch, which is cheaper; this rule
-    runs before the others of its stage, which would take the groups that are. Large matrices of
-    different structures are not stacked, which would hide it, nor are very large ones of one
-    structure, of which one Cholesky factor for each group would be dense.
+    runs before the others of its stage, which would take the groups that are. Declines for large
+    matrices that are made of something, which a dense Cholesky factor for each group would hide.
     """
     if not nodes_with(fgraph, MvNormalLogp):
         return
@@ -52,8 +48,8 @@ def join_ragged_rows(fgraph):
         rows = [found for term in terms if (found := RowGroup.of(term)) is not None]
         joined = []
         for groups in group_by(rows, lambda group: group.key(fgraph, signatures)):
-            found = large_structure(fgraph, groups[0].density, above=GATHER_IS_CHEAP)
-            if found is not None and found.cholesky() is None:
+            made_of = large_structure(fgraph, groups[0].density)
+            if made_of is not None and made_of.cholesky() is None:
                 continue
             if len({group.value.type.shape[0] for group in groups}) > 1:
                 joined.append(join(groups))

@@ -7,7 +7,7 @@ from pytensor.graph.basic import Apply
 from pytensor.graph.fg import FunctionGraph
 from pytensor.graph.rewriting.basic import NodeRewriter, node_rewriter
 
-from pytensor_mvn_rewrites.graph import Tensor, without_leading_ones
+from pytensor_mvn_rewrites.graph import Tensor, without_leading_ones, without_shared_axes
 from pytensor_mvn_rewrites.ops import InvQuadLogdet, MvNormalLogp
 from pytensor_mvn_rewrites.pipeline import RULES, Declined, record, recording
 from pytensor_mvn_rewrites.structure._assemble import from_parts, outputs_like, split_inputs
@@ -104,18 +104,16 @@ def length_of_vectors(density: Apply) -> int | None:
     return max(lengths - {None, 1}, default=1 if lengths == {1} else None)
 
 
-def large_structure(
-    fgraph: FunctionGraph | None, density: Apply, above: int = DENSE_IS_CHEAP
-) -> Structure | None:
-    """What the matrix of `density` is made of, if its n is above that: do not hide it.
+def large_structure(fgraph: FunctionGraph | None, density: Apply) -> Structure | None:
+    """What the matrix of `density` is made of, if it is large: no stack may hide it.
 
     A stack of matrices that are made of different things is dense.
     """
     n = length_of_vectors(density)
-    if n is not None and n <= above:
+    if n is not None and n <= DENSE_IS_CHEAP:
         return None
     with recording():  # what is declined here will be declined by the rule as well
-        return describe(fgraph, without_leading_ones(density.inputs[-1], 2), n, density.op.param)
+        return describe(fgraph, without_shared_axes(density.inputs[-1]), n, density.op.param)
 
 
 def structures() -> Iterator[type[Structure]]:

@@ -79,6 +79,7 @@ MODELS = {
         "matrix_is_gathered",
         "merge_sums",
     ),
+    ("groups_of_blocks", NUMBA): ("shared_rows_come_first", "gathered_structures_are_a_batch"),
     ("kronecker_normal_without_noise", NUMBA): ("noise_is_zero", "fuse_small_reductions"),
     ("eigenvalues", NUMBA): ("eigendecompositions_are_given",),
     ("eigendecompositions", NUMBA): ("eigendecomposition_is_undone",),

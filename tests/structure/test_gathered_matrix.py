@@ -3,6 +3,8 @@ import pytensor.tensor as pt
 import pytest
 
 from pytensor_mvn_rewrites.ops import inv_quad_logdet, mvnormal_logp
+from pytensor_mvn_rewrites.pipeline import Fired, recording
+from pytensor_mvn_rewrites.structure import gathered_matrix
 from tests.harness import (
     assert_declines,
     assert_rewrites_to,
@@ -141,3 +143,74 @@ def test_near_misses():
     for name, case in near_misses().items():
         with named(name):
             assert_declines(case)
+
+
+LARGE = 18
+ROWS = np.array([2, 0, 0, 1, 2, 2, 0])
+
+b, e = pt.matrix("b", shape=(G, LARGE)), pt.vector("e", shape=(G,))
+Q = pt.tensor3("Q", shape=(G, 9, 9))
+
+#: What a batch of large matrices is made of -> the batch
+LARGE_STRUCTURES = {
+    "Diagonal": pt.eye(LARGE) * pt.exp(b)[:, None, :],
+    "BlockDiagonal": pt.zeros((G, LARGE, LARGE))[:, :9, :9].set(Q)[:, 9:, 9:].set(2 * Q),
+    "Exponential": pt.linalg.expm(e[:, None, None] * np.cov(np.eye(LARGE) + 1)),
+}
+
+
+def large_values(rng, x):
+    given = {b: rng.normal(size=(G, LARGE)), e: rng.normal(size=G), Q: spd(rng, G, n=9)}
+    return given | {x: rng.normal(size=x.type.shape)}
+
+
+def rules(graph) -> set[str]:
+    with recording() as events:
+        rewritten(graph)
+    return {event.rule for event in events if isinstance(event, Fired)}
+
+
+@pytest.mark.parametrize("structure", LARGE_STRUCTURES)
+@pytest.mark.parametrize("index", [ROWS, ROWS - G], ids=["index", "negative index"])
+@pytest.mark.parametrize("mean", ["shared", "of each row"])
+def test_large_matrices_of_some_structure_are_a_batch(rng, structure, index, mean):
+    """No dense Cholesky factor: rows are put together by matrix, and padded."""
+    x = pt.matrix("x", shape=(R, LARGE))
+    mu = pt.exp(b)[index] if mean == "of each row" else b[0]
+    for graph in (
+        list(mvnormal_logp(x, mu, LARGE_STRUCTURES[structure][index])),
+        list(inv_quad_logdet(x - mu, LARGE_STRUCTURES[structure][index])),
+    ):
+        found = rules(graph)
+        assert {structure, "gathered_structures_are_a_batch"} <= found
+        assert "matrix_is_gathered" not in found
+        assert_same_numbers(graph, rewritten(graph), large_values(rng, x), condition=1e2)
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        pt.lvector("index", shape=(R,)),
+        np.array([0] * 6 + [2]),
+        np.array([0] * 40 + [1, 2]),
+    ],
+    ids=["may change", "a matrix without rows", "one group of most rows"],
+)
+def test_a_batch_by_rows_declines(monkeypatch, index):
+    monkeypatch.setattr(gathered_matrix, "MAX_PADDING", 2)
+    matrix = LARGE_STRUCTURES["Diagonal"][index]
+    x = pt.matrix("x", shape=(matrix.type.shape[0], LARGE))
+    assert "gathered_structures_are_a_batch" not in rules(list(mvnormal_logp(x, b[0], matrix)))
+
+
+def test_ragged_groups_of_a_loop(rng):
+    """They stay apart where the stack of their matrices would be dense."""
+    terms, given = [], {}
+    for g in range(3):
+        x, diag = pt.matrix(f"x_{g}", shape=(g + 1, LARGE)), pt.vector(f"d_{g}", shape=(LARGE,))
+        terms.append(mvnormal_logp(x, np.zeros(LARGE), pt.diag(pt.exp(diag)))[0].sum())
+        given |= {x: rng.normal(size=(g + 1, LARGE)), diag: rng.normal(size=LARGE)}
+    graph = [pt.add(*terms)]
+    assert "Diagonal" in rules(graph)
+    assert not our_ops(rewritten(graph))
+    assert_same_numbers(graph, rewritten(graph), given)
