@@ -1,11 +1,11 @@
 """Structured matrices beside others of their size: a stack of all would be dense."""
 
-from collections import Counter
 from itertools import count
 
 import numpy as np
 import pytensor.tensor as pt
 import pytest
+from pytensor.graph.replace import clone_replace
 from pytensor.graph.traversal import ancestors
 
 from pytensor_mvn_rewrites.ops import InvQuadLogdet, MvNormalLogp, mvnormal_logp
@@ -31,6 +31,8 @@ STRUCTURED = {
     "OrnsteinUhlenbeck": pt.exp(-abs(T[:, None] - T) / s),
     "Exponential": pt.linalg.expm((C + C.T) / 1000),
 }
+#: Of what is small enough that a batch of dense matrices is faster, see ``structure/low_rank.py``
+DENSE_IN_A_BATCH = {"LowRankPlusDiagonal"}
 DENSE = [C, C + D, C + 2 * D]
 
 
@@ -56,18 +58,28 @@ def terms(matrices, rows, rng):
         yield value, rng.normal(size=size), logp.sum()
 
 
-def found_in(graph) -> Counter:
-    """The structures that were found."""
+def found_in(graph) -> tuple[list, set[str]]:
+    """The graph, rewritten, and the structures that were found."""
     known = {cls.__name__ for cls in structures()}
     with recording() as events:
         new = rewritten(graph)
     return new, {e.rule for e in events if isinstance(e, Fired) and e.rule in known}
 
 
-@pytest.mark.parametrize(
+def dense_densities(graph) -> int:
+    """How many densities of large covariances are left, or of their Cholesky factors."""
+    nodes = {var.owner for var in ancestors(graph) if var.owner is not None}
+    dense = [node for node in nodes if isinstance(node.op, InvQuadLogdet | MvNormalLogp)]
+    return sum(node.inputs[-1].type.shape[-1] == N and node.op.param == "cov" for node in dense)
+
+
+ROWS = pytest.mark.parametrize(
     "rows", [lambda: iter([None] * 99), lambda: iter([3] * 99), lambda: count(2)],
     ids=["vectors", "rows", "ragged rows"],
 )  # fmt: skip
+
+
+@ROWS
 def test_no_structure_is_hidden(rng, rows):
     """Every matrix is taken apart as it is by itself, and the dense ones are one batch."""
     matrices = [*STRUCTURED.values(), *DENSE]
@@ -75,13 +87,29 @@ def test_no_structure_is_hidden(rng, rows):
     total = pt.add(*densities)
     new, found = found_in([total])
     assert found >= set(STRUCTURED)
-    dense = [
-        node.inputs[-1].type.shape
-        for node in {var.owner for var in ancestors(new) if var.owner}
-        if isinstance(node.op, InvQuadLogdet | MvNormalLogp) and node.op.param == "cov"
-    ]
-    assert sum(shape[-1] == N for shape in dense) <= 1
+    assert dense_densities(new) <= 1
     inputs = dict(zip(values, data, strict=True))
     parameters = [A, B, C, D, W, d, s]
     inputs |= {var: value_of(var, rng) for var in parameters}
     assert_same_numbers([total], new, inputs, condition=1e4)
+
+
+def own(matrix, g):
+    """The same matrix, of parameters of its own."""
+    parameters = [A, B, C, D, W, d, s]
+    new = {var: var.clone(name=f"{var.name}_{g}") for var in parameters}
+    return clone_replace(matrix, new), {new[var]: var for var in parameters}
+
+
+@ROWS
+@pytest.mark.parametrize("structure", [name for name in STRUCTURED if name not in DENSE_IN_A_BATCH])
+def test_a_loop_hides_no_structure(rng, structure, rows):
+    """The terms are one batch, which is taken apart like each of them, or each of them is."""
+    matrices, clones = zip(*[own(STRUCTURED[structure], g) for g in range(4)], strict=True)
+    values, data, densities = zip(*terms(matrices, rows(), rng), strict=True)
+    new, found = found_in([pt.add(*densities)])
+    assert structure in found
+    assert not dense_densities(new)
+    inputs = dict(zip(values, data, strict=True))
+    inputs |= {var: value_of(old, rng) for of_term in clones for var, old in of_term.items()}
+    assert_same_numbers([pt.add(*densities)], new, inputs, condition=1e4)
