@@ -100,6 +100,7 @@ class LockStep(Walk):
             # what was batched below an op that turned out to have no batched form does not count
             self.start()
             self.results.update(self._unbatchable)
+            self.used_stacks.update(self._unbatchable)
             try:
                 variable = self.walk()
                 return Batch(variable, self.cost(self.used))

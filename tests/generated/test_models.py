@@ -107,6 +107,32 @@ CROSSINGS = {
             ),
         ),
     ),
+    "stacks of blocks whose sizes change": Model(
+        loops=(
+            Loop(
+                n=3,
+                terms=4,
+                members=(
+                    Member(
+                        Sandwich(
+                            "shared",
+                            Blocks(
+                                (Given(2, "data[i]", lower=True), Root(1, "gathered")),
+                                "block_diag",
+                            ),
+                            "diag @ m",
+                        ),
+                        "chol",
+                    ),
+                    Member(Scaled(0.05, Given(3, "own data"), power=2)),
+                ),
+                mean=Mean("leaf", "data"),
+                dims=True,
+            ),
+        ),
+        sizes=(Sizes(1, 2, 1), Sizes(1, 8, 1)),
+        seed=994,
+    ),
     "many points at once": Model(
         (Loop(2, 3, (Member(Scaled("indexed", Given(2, "constant"))),)),), seed=4
     ),
