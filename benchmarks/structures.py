@@ -79,6 +79,44 @@ def exponential_covariance(n: int, length_scale):
     return pt.exp(-np.abs(points[:, None] - points) / length_scale)
 
 
+def separable(rows: int, columns: int, lengths):
+    """Covariance of a grid: of its rows, times that of its columns."""
+    return pt.linalg.kron(
+        exponential_covariance(rows, lengths[0]), exponential_covariance(columns, lengths[1])
+    )
+
+
+def grids(groups: int, rows: int, columns: int, seed: int = 0) -> pm.Model:
+    """Loop over groups of grids, two and more in each, with a separable covariance for each group.
+
+    Parameters
+    ----------
+    groups : int
+    rows, columns : int
+        Sizes of the two Kronecker factors.
+    seed : int
+    """
+    rng = np.random.default_rng(seed)
+    with pm.Model() as model:
+        for g in range(groups):
+            cov = separable(rows, columns, pm.HalfNormal(f"lengths_{g}", shape=2))
+            data = rng.normal(size=(2 + g % 4, rows * columns))
+            pm.MvNormal(f"x_{g}", np.zeros(rows * columns), cov, observed=data)
+    return model
+
+
+def side_by_side(rows: int, columns: int, rank: int, seed: int = 0) -> pm.Model:
+    """A separable covariance and one of low rank plus noise, of one size."""
+    rng, n = np.random.default_rng(seed), rows * columns
+    with pm.Model() as model:
+        grid = separable(rows, columns, pm.HalfNormal("lengths", shape=2))
+        loadings, noise = pm.Normal("loadings", shape=(n, rank)), pm.HalfNormal("noise")
+        factors = loadings @ loadings.T + noise * pt.eye(n)
+        pm.MvNormal("grid", np.zeros(n), grid, observed=rng.normal(size=n))
+        pm.MvNormal("factors", np.zeros(n), factors, observed=rng.normal(size=n))
+    return model
+
+
 def kronecker(rows: int, columns: int, form: str, noise: bool = False, seed: int = 0) -> pm.Model:
     """Cover a grid with a separable covariance.
 
@@ -293,6 +331,25 @@ def scenarios(pick) -> Iterator[Scenario]:
             (bar, *dense_compilation(than="dense, off")),
             reference="dense, off",
         )
+
+    sizes = pick(
+        {"groups": 10, "rows": 8, "columns": 8}, tiny={"groups": 2, "rows": 2, "columns": 2}
+    )
+    yield Scenario(
+        "structures:grids",
+        "a loop of {groups} groups of 2 to 5 grids, {rows} x {columns}".format(**sizes),
+        on_and_off("structures.grids", **sizes),
+        (faster(3), *dense_compilation()),
+        reference="off",
+    )
+    sizes = pick({"rows": 20, "columns": 20, "rank": 3}, tiny={"rows": 2, "columns": 3, "rank": 1})
+    yield Scenario(
+        "structures:side_by_side",
+        "a grid of {rows} x {columns} beside as many numbers of rank {rank}".format(**sizes),
+        on_and_off("structures.side_by_side", **sizes),
+        (faster(10), *dense_compilation()),
+        reference="off",
+    )
 
     sizes = pick({"n": 2000, "rank": 5}, tiny={"n": 6, "rank": 2})
     yield Scenario(
