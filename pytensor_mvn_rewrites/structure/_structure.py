@@ -16,7 +16,9 @@ from pytensor_mvn_rewrites.structure._assemble import from_parts, outputs_like, 
 DECLARE_SYMMETRIC = "declare it by pytensor.assumptions.assume(matrix, symmetric=True)"
 
 
-#: Up to this n, a density that is one of a dense batch costs no more than one of some structure.
+#: Up to this n, a density that is one of a dense batch costs no more than one of some structure: a
+#: Kronecker product beside a dense covariance takes 12.3 us apart and 11.1 us as a batch of two at
+#: n=16, 20 and 26 us at n=24; beside a diagonal one 10.2 and 9.5 us at n=16, with gradients.
 DENSE_IS_CHEAP = 16
 
 
