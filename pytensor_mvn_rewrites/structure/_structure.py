@@ -106,13 +106,17 @@ def length_of_vectors(density: Apply) -> int | None:
     return max(lengths - {None, 1}, default=1 if lengths == {1} else None)
 
 
+def is_large(n: int | None) -> bool:
+    """Whether densities of this n, if it is known, should not be hidden in a dense batch."""
+    return n is None or n > DENSE_IS_CHEAP
+
+
 def large_structure(fgraph: FunctionGraph | None, density: Apply) -> Structure | None:
     """What the matrix of `density` is made of, if it is large: no stack may hide it.
 
     A stack of matrices that are made of different things is dense.
     """
-    n = length_of_vectors(density)
-    if n is not None and n <= DENSE_IS_CHEAP:
+    if not is_large(n := length_of_vectors(density)):
         return None
     with recording():  # what is declined here will be declined by the rule as well
         return describe(fgraph, without_shared_axes(density.inputs[-1]), n, density.op.param)

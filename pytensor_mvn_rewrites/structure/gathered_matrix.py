@@ -13,8 +13,8 @@ from pytensor_mvn_rewrites.proofs.constants import constant_value
 from pytensor_mvn_rewrites.structure._assemble import outputs_like
 from pytensor_mvn_rewrites.structure._gathers import Gather, gathered
 from pytensor_mvn_rewrites.structure._structure import (
-    DENSE_IS_CHEAP,
     describe,
+    is_large,
     known_cholesky_factor,
     length_of_vectors,
 )
@@ -102,7 +102,7 @@ def of_structures(fgraph, density: Apply, found: Gather) -> np.ndarray | None:
     """The group of each row, where the matrices are taken apart more cheaply as a batch."""
     n, n_groups = length_of_vectors(density), found.batch.type.shape[0]
     index = constant_value(found.rows)
-    if index is None or n_groups is None or (n is not None and n <= DENSE_IS_CHEAP):
+    if index is None or n_groups is None or not is_large(n):
         return None
     if found.batch.type.ndim != 3 or any(vector.type.ndim > 2 for vector in density.inputs[:-1]):
         return None
