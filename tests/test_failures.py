@@ -159,7 +159,7 @@ def groups_of_blocks():
     """Large block-diagonal covariances, each of two rows; and of rows that choose among them."""
     stack = pt.stack([symmetric(f"a{i}", 9) for i in range(2)])
     covs = pt.zeros((2, 18, 18))[:, :9, :9].set(stack)[:, 9:, 9:].set(2 * stack)
-    y = RNG.normal(size=(4, 18))
+    y = np.resize(DATA, (4, 18))
     pm.MvNormal("y", np.zeros(18), cov=covs[:, None], observed=y.reshape(2, 2, 18))
     pm.MvNormal("z", np.zeros(18), cov=covs[np.arange(4) % 2], observed=y)
 

@@ -51,15 +51,19 @@ class Batch:
     variable : Variable or None
         Batched over the first dimension; None if all terms of the pack are one.
     cost : Cost
+    stacks_results : bool
+        Whether the results of an op without a batched form are stacked.
     """
 
     variable: Variable | None
     cost: Cost
+    stacks_results: bool = False
 
     @property
     def is_view(self) -> bool:
         """Whether nothing is computed and nothing stacked: the terms are slices of one variable."""
-        return self.variable is not None and self.cost.may_be_view
+        is_view = self.cost.may_be_view and not self.stacks_results
+        return self.variable is not None and is_view
 
 
 class LockStep(Walk):
@@ -100,10 +104,9 @@ class LockStep(Walk):
             # what was batched below an op that turned out to have no batched form does not count
             self.start()
             self.results.update(self._unbatchable)
-            self.used_stacks.update(self._unbatchable)
             try:
                 variable = self.walk()
-                return Batch(variable, self.cost(self.used))
+                return Batch(variable, self.cost(self.used), bool(self._unbatchable))
             except _NoBatchedForm as stop:
                 if stop.pack == self.terms:
                     raise CannotReroll(str(stop)) from stop
