@@ -24,7 +24,7 @@ from pytensor_mvn_rewrites._upstream import NAMES
 from pytensor_mvn_rewrites.generative import densities
 from pytensor_mvn_rewrites.ops import mvnormal_logp
 from pytensor_mvn_rewrites.ops.gaussian import GaussianOp
-from pytensor_mvn_rewrites.pipeline import RULES, GuardedGraphRewriter
+from pytensor_mvn_rewrites.pipeline import RULES, Fired, GuardedGraphRewriter, recording
 
 ifelse = import_module(NAMES["IfElse"]).ifelse
 
@@ -294,6 +294,13 @@ def rules_that_run() -> Iterator[dict[str, bool]]:
             wrapped = noting(rule, is_changed)(getattr(densities, function))
             monkeypatch.setattr(densities, function, wrapped)
         yield changed
+
+
+def rules_that_fire(graph: Sequence[Variable]) -> set[str]:
+    """The rules that say that they fire in the pre-gradient pass."""
+    with recording() as events:
+        rewritten(graph)
+    return {event.rule for event in events if isinstance(event, Fired)}
 
 
 @contextmanager

@@ -67,7 +67,7 @@ def found_in(graph) -> tuple[list, set[str]]:
 
 
 def dense_densities(graph) -> int:
-    """How many densities of large covariances are left, or of their Cholesky factors."""
+    """How many densities of large dense covariances are left."""
     nodes = {var.owner for var in ancestors(graph) if var.owner is not None}
     dense = [node for node in nodes if isinstance(node.op, InvQuadLogdet | MvNormalLogp)]
     return sum(node.inputs[-1].type.shape[-1] == N and node.op.param == "cov" for node in dense)

@@ -100,11 +100,11 @@ class Rerolling:
         left = [p for p in alike if p not in packed]
         if not self.has_anchors or len(left) < 2:
             return found
-        for alike in group_by(left, lambda p: self.anchored(terms[p])):
+        for group in group_by(left, lambda p: self.anchored(terms[p])):
             # what agrees all the way down has had its chance
-            if len({self.signatures(terms[p]) for p in alike}) == 1:
+            if len({self.signatures(terms[p]) for p in group}) == 1:
                 continue
-            for positions in group_by(alike, lambda p: self._structures(terms[p])):
+            for positions in group_by(group, lambda p: self._structures(terms[p])):
                 if len(positions) > 1 and (
                     pack := self._pack(terms, positions, minimum, anchored=True)
                 ):

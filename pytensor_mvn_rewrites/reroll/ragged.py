@@ -45,12 +45,18 @@ def join_ragged_rows(fgraph):
         return
     replacements, signatures = [], Signatures()
     for node, terms in sums:
-        rows = [found for term in terms if (found := RowGroup.of(term)) is not None]
-        joined = []
-        for groups in group_by(rows, lambda group: group.key(fgraph, signatures)):
-            made_of = large_structure(fgraph, groups[0].density)
-            if made_of is not None and made_of.cholesky() is None:
+        rows: dict[RowGroup, tuple] = {}
+        for term in terms:
+            if (group := RowGroup.of(term)) is None:
                 continue
+            made_of = large_structure(fgraph, group.density)
+            if made_of is None:
+                rows[group] = (*group.key, None)
+            elif made_of.cholesky() is not None:
+                # a stack with others would be factorized
+                rows[group] = (*group.key, signatures(group.density.inputs[-1]))
+        joined = []
+        for groups in group_by(rows, rows.__getitem__):
             if len({group.value.type.shape[0] for group in groups}) > 1:
                 joined.append(join(groups))
                 replaced = {group.term for group in groups}
@@ -64,7 +70,7 @@ def join_ragged_rows(fgraph):
     fgraph.replace_all(replacements, reason="join_ragged_rows", import_missing=True)
 
 
-@dataclass
+@dataclass(frozen=True)
 class RowGroup:
     """One group: the summed log-density of rows with a common covariance.
 
@@ -109,11 +115,10 @@ class RowGroup:
         """Shape (rows, n)."""
         return self.density.inputs[0]
 
-    def key(self, fgraph, signatures: Signatures) -> tuple:
-        """Equal for groups that can be joined, and whose stack hides no structure."""
-        is_large = large_structure(fgraph, self.density) is not None
+    @property
+    def key(self) -> tuple:
+        """Equal for groups that can be joined."""
         return (
-            signatures(self.density.inputs[-1]) if is_large else None,
             self.density.op.param,
             self.wraps,
             self.value.type.shape[1],
