@@ -7,8 +7,7 @@ import pytensor.tensor as pt
 import pytest
 from pymc.logprob.utils import ParameterValueError
 
-from tests.harness import PIPELINE_MODE
-from tests.test_models import on_and_off
+from tests.harness import PIPELINE_MODE, on_and_off
 
 Q = 3
 
@@ -30,12 +29,12 @@ def assert_same(model, point=None, useless_gradient=False):
     """
     point = model.initial_point() if point is None else point
     functions = {
-        "log-density": lambda: model.compile_logp(mode=PIPELINE_MODE),
-        "terms": lambda: model.compile_logp(mode=PIPELINE_MODE, sum=False),
-        "gradient": lambda: model.compile_dlogp(mode=PIPELINE_MODE),
+        "log-density": lambda mode: model.compile_logp(mode=mode),
+        "terms": lambda mode: model.compile_logp(mode=mode, sum=False),
+        "gradient": lambda mode: model.compile_dlogp(mode=mode),
     }
     for name, compile_function in functions.items():
-        on, off = on_and_off(compile_function)
+        on, off = on_and_off(compile_function, PIPELINE_MODE)
         with np.errstate(all="ignore"):
             values, references = (
                 result if isinstance(result, list) else [result]
@@ -80,7 +79,7 @@ def test_bad_diagonal_covariance(diagonal):
     covs, data = covs_and_data()
     covs[2] = np.diag([1.0, diagonal, 1.0])
     model = loop(covs, data)
-    on, off = on_and_off(lambda: model.compile_logp(mode=PIPELINE_MODE))
+    on, off = on_and_off(lambda mode: model.compile_logp(mode=mode), PIPELINE_MODE)
     assert on(model.initial_point()) == off(model.initial_point()) == -np.inf
 
 
@@ -123,7 +122,7 @@ def test_float32():
     covs, data = covs_and_data()
     with pytensor.config.change_flags(floatX="float32"):
         model = loop(covs.astype("float32"), data.astype("float32"))
-        on, off = on_and_off(lambda: model.compile_logp(mode=PIPELINE_MODE))
+        on, off = on_and_off(lambda mode: model.compile_logp(mode=mode))
         point = model.initial_point()
         assert on(point).dtype == off(point).dtype
         np.testing.assert_allclose(on(point), off(point), rtol=2e-5)
@@ -139,7 +138,7 @@ def test_wrong_shape_is_the_same_error():
     covs, _ = covs_and_data()
     x = [pt.vector(f"x_{n}") for n in range(4)]
     total = sum(pm.logp(pm.MvNormal.dist(np.zeros(Q), covs[n]), x[n]) for n in range(4))
-    on, off = on_and_off(lambda: pytensor.function(x, total, mode=PIPELINE_MODE))
+    on, off = on_and_off(lambda mode: pytensor.function(x, total, mode=mode))
     right = [np.zeros(Q)] * 4
     np.testing.assert_allclose(on(*right), off(*right), rtol=1e-12)
     for wrong in ([np.zeros(2), np.zeros(4), np.zeros(Q), np.zeros(Q)], [np.zeros(2)] * 4):
@@ -181,6 +180,6 @@ def test_draws_are_the_same():
     """Rewriting log-densities does not touch random draws."""
     covs, data = covs_and_data()
     model = loop(covs, data)
-    on, off = on_and_off(lambda: pm.draw(model.observed_RVs, random_seed=3, mode=PIPELINE_MODE))
+    on, off = on_and_off(lambda mode: pm.draw(model.observed_RVs, random_seed=3, mode=mode))
     for a, b in zip(on, off, strict=True):
         np.testing.assert_array_equal(a, b)

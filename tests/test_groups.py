@@ -17,11 +17,9 @@ from scipy.stats import multivariate_normal
 
 import pytensor_mvn_rewrites as mvn
 from pytensor_mvn_rewrites.ops.gaussian import GaussianOp
-from tests.generated.oracles import density_and_gradient
-from tests.harness import PIPELINE_MODE
+from tests.harness import PIPELINE_MODE, assert_model_agrees, on_and_off, random_points
 from tests.lower.test__groups import lowered_in_python
 from tests.lower.test_numba_backend import lowered_nodes
-from tests.test_models import on_and_off
 
 RNG = np.random.default_rng(20261124)
 K, N = 3, 2
@@ -316,36 +314,11 @@ def densities(graph) -> list[tuple]:
     return sorted(shapes, key=str, reverse=True)
 
 
-def random_points(model, seed=0, points=2):
-    """Points for the value variables in their order."""
-    rng = np.random.default_rng(seed)
-    start = model.initial_point()
-    return [
-        [
-            (start[v.name] + 0.3 * rng.normal(size=np.shape(start[v.name]))).astype(v.type.dtype)
-            for v in model.value_vars
-        ]
-        for _ in range(points)
-    ]
-
-
-def assert_same_logp_and_gradient(model, rtol=1e-9):
-    """Log-density and gradient, taken of the rewritten log-density as PyMC does."""
-    on = density_and_gradient(model.value_vars, rewrite_pregrad(model.logp()))
-    with mvn.disable():
-        off = density_and_gradient(model.value_vars, model.logp())
-    for point in random_points(model):
-        for got, want in zip(on(*point), off(*point), strict=True):
-            assert np.isfinite(want).all()
-            scale = max(1.0, np.abs(want).max())
-            np.testing.assert_allclose(got, want, rtol=rtol, atol=rtol * scale)
-
-
 @pytest.mark.parametrize("name", GROUP_MODELS)
 def test_group_model(name):
     model, expected = GROUP_MODELS[name]()
     assert densities(rewrite_pregrad(model.logp())) == sorted(expected, key=str, reverse=True)
-    assert_same_logp_and_gradient(model)
+    assert_model_agrees(model)
 
 
 @pytest.mark.parametrize("name", ["accepted_answer_ragged", "chols_of_index", "hierarchical_var"])
@@ -353,10 +326,7 @@ def test_compiled(name):
     """With all rewrites, and row by row where a row is asked for."""
     model, _ = GROUP_MODELS[name]()
     [point, *_] = random_points(model)
-    point = dict(zip([v.name for v in model.value_vars], point, strict=True))
-    on, off = on_and_off(lambda: model.compile_dlogp(mode=PIPELINE_MODE))
-    np.testing.assert_allclose(on(point), off(point), rtol=1e-9, atol=1e-9)
-    on, off = on_and_off(lambda: model.compile_logp(sum=False, mode=PIPELINE_MODE))
+    on, off = on_and_off(lambda mode: model.compile_logp(sum=False, mode=mode))
     for got, want in zip(on(point), off(point), strict=True):
         assert got.shape == want.shape
         np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-9)
@@ -375,7 +345,7 @@ def test_lkj_of_any_size(n, scalar):
                 observed=RNG.normal(size=(8 + 3 * g, n)),
             )
     assert densities(rewrite_pregrad(model.logp())) == [(3, 1 + n)]
-    assert_same_logp_and_gradient(model)
+    assert_model_agrees(model)
 
 
 def test_lkj_with_a_parameter_of_its_own():
@@ -384,7 +354,7 @@ def test_lkj_with_a_parameter_of_its_own():
         for g in range(3):
             pm.MvNormal(f"obs_{g}", chol=lkj(f"chol_{g}", 3, 1.0 + g), observed=X[:, [0, 1, 0]])
     assert densities(rewrite_pregrad(model.logp())) == [(3, 3)]
-    assert_same_logp_and_gradient(model)
+    assert_model_agrees(model)
 
 
 def test_data_may_change():
@@ -392,8 +362,7 @@ def test_data_may_change():
     rng = np.random.default_rng(0)
     for model in (GROUP_MODELS["question_with_data"]()[0], gathered("chol", data=True)):
         [point, *_] = random_points(model)
-        point = dict(zip([v.name for v in model.value_vars], point, strict=True))
-        on, off = on_and_off(lambda model=model: model.compile_logp(mode=PIPELINE_MODE))
+        on, off = on_and_off(lambda mode, model=model: model.compile_logp(mode=mode))
         before = on(point)
         np.testing.assert_allclose(before, off(point), rtol=1e-9)
         with model:
@@ -447,14 +416,13 @@ def test_ragged_loop_has_one_matrix_per_group():
     graph = [logp, *pytensor.grad(logp, model.value_vars)]
     [node] = lowered_nodes(lowered_in_python(model.value_vars, graph))
     assert node.op.layout.is_grouped
-    assert_same_logp_and_gradient(model)
+    assert_model_agrees(model)
 
 
 def test_log_likelihood_of_each_row():
     model, _ = GROUP_MODELS["chols_of_index"]()
     [log_likelihood] = [model.compile_logp(vars=[model["obs"]], sum=False, mode=PIPELINE_MODE)]
     [point, *_] = random_points(model)
-    point = dict(zip([v.name for v in model.value_vars], point, strict=True))
     [rows] = log_likelihood(point)
     assert rows.shape == (R,)
     total = model.compile_logp(vars=[model["obs"]], mode=PIPELINE_MODE)(point)
@@ -507,7 +475,7 @@ def test_bad_covariance(bad):
         pm.MvNormal("obs", pm.Normal("mu", shape=N), cov=covs[INDEX], observed=Y)
     s = {"one group": [1, -1, 1], "all groups": [-1, -1, -1], "nan": [1, 1, np.nan]}[bad]
     point = {"s": np.array(s, dtype=float), "mu": np.zeros(N)}
-    on, off = on_and_off(lambda: model.compile_logp(mode=PIPELINE_MODE))
+    on, off = on_and_off(lambda mode: model.compile_logp(mode=mode), PIPELINE_MODE)
     assert densities(rewrite_pregrad(model.logp())) == [(K, 1 + N)]
     np.testing.assert_array_equal(on(point), off(point))
     assert not np.isfinite(on(point))
@@ -517,4 +485,4 @@ def test_float32():
     with pytensor.config.change_flags(floatX="float32"):
         model, expected = GROUP_MODELS["regression_by_group"]()
         assert densities(rewrite_pregrad(model.logp())) == expected
-        assert_same_logp_and_gradient(model, rtol=1e-4)
+        assert_model_agrees(model, rtol=1e-4)

@@ -7,8 +7,8 @@ import pytest
 from pytensor.graph.traversal import ancestors
 
 from pytensor_mvn_rewrites.ops import mvnormal_logp
-from tests.harness import assert_same_numbers, our_ops, rewritten, spd
-from tests.structure.contract import assert_model_agrees, symmetric
+from tests.harness import assert_model_agrees, assert_same_numbers, our_ops, rewritten, spd
+from tests.structure.contract import symmetric
 
 block_diag, kron, inv = pt.linalg.block_diag, pt.linalg.kron, pt.linalg.inv
 

@@ -21,6 +21,8 @@ from tests.harness import (
     PIPELINE_MODE,
     REFERENCE_MODE,
     assert_close,
+    logp_and_gradient,
+    on_and_off,
     our_ops,
     rewritten,
     warns_of_failures,
@@ -383,11 +385,11 @@ def test_left_to_pymc(name):
         for i in range(8):
             LEFT[name](i)
     point = {k: np.full_like(v, 0.3) for k, v in model.initial_point().items()}
-    got = [f(mode=PIPELINE_MODE)(point) for f in (model.compile_logp, model.compile_dlogp)]
-    with mvn.disable():
-        want = [f(mode=PIPELINE_MODE)(point) for f in (model.compile_logp, model.compile_dlogp)]
-    assert_close(got[0], want[0], "value")
-    assert_close(got[1], want[1], "gradient")
+    on, off = on_and_off(lambda mode: logp_and_gradient(model, mode), PIPELINE_MODE)
+    (logp, *dlogp), (want, *gradients) = on(point), off(point)
+    assert_close(logp, want, "value")
+    for got, gradient in zip(dlogp, gradients, strict=True):
+        assert_close(got, gradient, "gradient")
 
 
 def test_what_pymc_cannot_derive_is_its_error_alone():

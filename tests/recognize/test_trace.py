@@ -12,6 +12,7 @@ from pytensor_mvn_rewrites.ops import inv_quad_logdet
 from tests.harness import (
     PIPELINE_MODE,
     assert_declines,
+    assert_model_agrees,
     assert_rewrites_to,
     assert_same_numbers,
     evaluate,
@@ -20,7 +21,6 @@ from tests.harness import (
     rewritten,
     spd,
 )
-from tests.structure.contract import assert_model_agrees
 
 solve_triangular, cholesky = pt.linalg.solve_triangular, pt.linalg.cholesky
 

@@ -10,7 +10,9 @@ from tests.harness import (
     PIPELINE_MODE,
     assert_close,
     assert_same_numbers,
+    logp_and_gradient,
     named,
+    on_and_off,
     our_ops,
     rewritten,
     spd,
@@ -118,13 +120,10 @@ def test_model(rng, bad):
     assert our_ops(rewritten([model.logp()])) == {"MvNormalLogp{chol}": 1}
     point = model.initial_point()
     point["scale"] = np.array([1.0, -2.0 if bad else 2.0, 3.0])
-    results = []
-    for context in (mvn.enable, mvn.disable):
-        with context():
-            logp = model.compile_logp(mode=PIPELINE_MODE)(point)
-            dlogp = model.compile_dlogp(mode=PIPELINE_MODE)(point)
-        results.append((logp, dlogp))
-    assert np.isfinite(results[1][0]) == (not bad)
-    assert_close(results[0][0], results[1][0], "value")
+    on, off = on_and_off(lambda mode: logp_and_gradient(model, mode), PIPELINE_MODE)
+    (logp, *dlogp), (want, *gradients) = on(point), off(point)
+    assert np.isfinite(want) == (not bad)
+    assert_close(logp, want, "value")
     if not bad:
-        assert_close(results[0][1], results[1][1], "gradient", condition=10)
+        for got, gradient in zip(dlogp, gradients, strict=True):
+            assert_close(got, gradient, "gradient", condition=10)

@@ -14,9 +14,8 @@ import pytest
 from pytensor.graph.basic import Variable
 from pytensor.graph.replace import vectorize_graph
 
-import pytensor_mvn_rewrites as mvn
 from pytensor_mvn_rewrites.ops import inv_quad_logdet, mvnormal_logp
-from pytensor_mvn_rewrites.pipeline import recording
+from pytensor_mvn_rewrites.pipeline import Fired, recording
 from tests.harness import (
     PIPELINE_MODE,
     assert_close,
@@ -28,7 +27,6 @@ from tests.harness import (
     guards,
     replaced,
     rewritten,
-    same_graphs,
     spd,
     warns_of_failures,
 )
@@ -108,9 +106,9 @@ class StructureContract:
 
     def check(self, graph, values, condition=10.0):
         """The rule fires, once and for all, and changes no number."""
-        new = rewritten(graph)
-        with mvn.disable():
-            assert not same_graphs(new, rewritten(graph)), "the rule did not fire"
+        with recording() as events:
+            new = rewritten(graph)
+        assert any(isinstance(event, Fired) for event in events), "the rule did not fire"
         assert [v.type.dtype for v in new] == [v.type.dtype for v in graph]
         assert [v.type.broadcastable for v in new] == [v.type.broadcastable for v in graph]
         assert_settled(new)
@@ -121,9 +119,15 @@ class StructureContract:
         for graph, values in self.graphs(rng, param, condition=condition, **kwargs).values():
             self.check(graph, values, condition)
 
+    def check_shapes(self, rng, **kwargs):
+        """`check` in all parametrizations, for the op that all of them end in."""
+        for param in self.params:
+            self.check(*self.graphs(rng, param, **kwargs)["quad_logdet"])
+
     def test_parametrizations(self, rng):
         for param in self.params:
-            self.check_all(rng, param)
+            for rows in ((), (4,)):
+                self.check_all(rng, param, rows=rows)
 
     def test_a_failure_is_one_warning(self, rng, monkeypatch):
         """The graph is used as it was."""
@@ -138,17 +142,15 @@ class StructureContract:
         assert len(caught) == len({str(warning.message) for warning in caught})
         assert_same_numbers(graph, new, values, condition=10.0)
 
-    @pytest.mark.parametrize("rows", [(1,), (4,), (2, 4)], ids=str)
+    @pytest.mark.parametrize("rows", [(1,), (2, 4)], ids=str)
     def test_rows_that_share_the_matrix(self, rng, rows):
-        for param in self.params:
-            self.check_all(rng, param, rows=rows)
+        self.check_shapes(rng, rows=rows)
 
     @pytest.mark.parametrize(
         ("rows", "batch"), [((), (4,)), ((4,), (4,)), ((2, 1), (4,)), ((4,), (2, 1))], ids=str
     )
     def test_batch_of_matrices(self, rng, rows, batch):
-        for param in self.params:
-            self.check_all(rng, param, rows=rows, batch=batch)
+        self.check_shapes(rng, rows=rows, batch=batch)
 
     def test_float32(self, rng):
         with pytensor.config.change_flags(floatX="float32"):
@@ -198,23 +200,3 @@ class StructureContract:
         fn = pytensor.function(list(values), outputs, mode=PIPELINE_MODE)
         dense = dense_variables(fn.maker.fgraph, n)
         assert not dense, pytensor.dprint(dense, file="str")
-
-
-def assert_model_agrees(model, *, points=2, rtol=1e-9, seed=0):
-    """Log-density and gradient of a whole model do not depend on the plugin."""
-    rng = np.random.default_rng(seed)
-    results = []
-    start = model.initial_point()
-    at = [
-        {name: value + 0.3 * rng.normal(size=np.shape(value)) for name, value in start.items()}
-        for _ in range(points)
-    ]
-    for context in (mvn.enable, mvn.disable):
-        with context():
-            logp = model.compile_logp(mode=PIPELINE_MODE)
-            dlogp = model.compile_dlogp(mode=PIPELINE_MODE)
-            results.append([(logp(point), dlogp(point)) for point in at])
-    for (logp, dlogp), (want_logp, want_dlogp) in zip(*results, strict=True):
-        assert np.isfinite(want_logp)
-        np.testing.assert_allclose(logp, want_logp, rtol=rtol)
-        np.testing.assert_allclose(dlogp, want_dlogp, rtol=rtol, atol=rtol)

@@ -4,8 +4,16 @@ import pytensor.tensor as pt
 import pytest
 
 from pytensor_mvn_rewrites.ops import inv_quad_logdet, mvnormal_logp
-from tests.harness import assert_declines, assert_rewrites_to, evaluate, named, our_ops, rewritten
-from tests.structure.contract import Case, StructureContract, assert_model_agrees
+from tests.harness import (
+    assert_declines,
+    assert_model_agrees,
+    assert_rewrites_to,
+    evaluate,
+    named,
+    our_ops,
+    rewritten,
+)
+from tests.structure.contract import Case, StructureContract
 
 N = 4
 

@@ -10,6 +10,7 @@ from tests.harness import (
     PIPELINE_MODE,
     assert_close,
     assert_declines,
+    assert_model_agrees,
     assert_rewrites_to,
     assert_same_numbers,
     evaluate,
@@ -18,7 +19,7 @@ from tests.harness import (
     our_ops,
     rewritten,
 )
-from tests.structure.contract import Case, StructureContract, assert_model_agrees, symmetric
+from tests.structure.contract import Case, StructureContract, symmetric
 
 
 def exponent(rng, *batch, n, condition):

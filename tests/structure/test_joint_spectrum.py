@@ -7,6 +7,7 @@ from pytensor.graph.traversal import ancestors
 from pytensor_mvn_rewrites.ops import inv_quad_logdet
 from tests.harness import (
     assert_declines,
+    assert_model_agrees,
     assert_same_numbers,
     evaluate,
     named,
@@ -14,7 +15,7 @@ from tests.harness import (
     rewritten,
     spd,
 )
-from tests.structure.contract import Case, StructureContract, assert_model_agrees
+from tests.structure.contract import Case, StructureContract
 
 N = 9
 C = spd(np.random.default_rng(0), n=N)

@@ -12,6 +12,7 @@ from pytensor_mvn_rewrites.ops import inv_quad_logdet, noisy_kronecker_quad_logd
 from tests.harness import (
     PIPELINE_MODE,
     assert_declines,
+    assert_model_agrees,
     assert_rewrites_to,
     assert_same_numbers,
     evaluate,
@@ -24,7 +25,6 @@ from tests.harness import (
 from tests.structure.contract import (
     Case,
     StructureContract,
-    assert_model_agrees,
     batched_kron,
     dense_variables,
     spd_input,

@@ -12,6 +12,7 @@ from tests.harness import (
     PIPELINE_MODE,
     REFERENCE_MODE,
     assert_declines,
+    assert_model_agrees,
     assert_rewrites_to,
     assert_same_numbers,
     evaluate,
@@ -20,7 +21,7 @@ from tests.harness import (
     our_ops,
     rewritten,
 )
-from tests.structure.contract import Case, StructureContract, assert_model_agrees
+from tests.structure.contract import Case, StructureContract
 
 N, K = 24, 3
 EYE = np.eye(N)

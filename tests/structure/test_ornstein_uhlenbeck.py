@@ -10,13 +10,14 @@ from pytensor_mvn_rewrites.ops import inv_quad_logdet
 from tests.harness import (
     PIPELINE_MODE,
     assert_declines,
+    assert_model_agrees,
     assert_same_numbers,
     evaluate,
     named,
     our_ops,
     rewritten,
 )
-from tests.structure.contract import Case, StructureContract, assert_model_agrees, dense_variables
+from tests.structure.contract import Case, StructureContract, dense_variables
 
 TIMES = np.array([2.0, 0.0, 4.5, 1.0, 3.25])
 N = len(TIMES)

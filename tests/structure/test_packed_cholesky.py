@@ -10,7 +10,13 @@ import pytensor_mvn_rewrites as mvn
 from pytensor_mvn_rewrites.logprob import ETA_MAY_VARY
 from pytensor_mvn_rewrites.ops import PackedCholesky, packed_cholesky
 from pytensor_mvn_rewrites.ops.packed_cholesky import diagonal_positions
-from tests.harness import PIPELINE_MODE, assert_declines, assert_rewrites_to
+from tests.harness import (
+    PIPELINE_MODE,
+    assert_declines,
+    assert_rewrites_to,
+    logp_and_gradient,
+    on_and_off,
+)
 
 
 def length(n):
@@ -131,13 +137,11 @@ def test_model(rng, transform, eta):
     point = model.initial_point()
     for name, value in point.items():
         point[name] = value + 0.1 * np.abs(rng.normal(size=value.shape))
-    got = model.compile_dlogp(mode=PIPELINE_MODE)(point)
     with mvn.disable():
         assert not fused_in(rewrite_pregrad(model.logp()))
-        want = model.compile_dlogp(mode=PIPELINE_MODE)(point)
-        logp = model.compile_logp(mode=PIPELINE_MODE)(point)
-    np.testing.assert_allclose(got, want, rtol=1e-10)
-    np.testing.assert_allclose(model.compile_logp(mode=PIPELINE_MODE)(point), logp, rtol=1e-12)
+    on, off = on_and_off(lambda mode: logp_and_gradient(model, mode))
+    for got, want in zip(on(point), off(point), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-10)
 
 
 @pytest.mark.parametrize("entry", [np.nan, np.inf, -np.inf, 800.0, -800.0])
@@ -150,10 +154,8 @@ def test_bad_entries(entry, on_diagonal):
     packed = np.array([0.2, 0.3, -0.1])
     packed[2 if on_diagonal else 1] = entry
     [name] = model.initial_point()
-    got = model.compile_logp(mode=PIPELINE_MODE)({name: packed})
-    with mvn.disable():
-        want = model.compile_logp(mode=PIPELINE_MODE)({name: packed})
-    np.testing.assert_array_equal(got, want)
+    on, off = on_and_off(lambda mode: model.compile_logp(mode=mode), PIPELINE_MODE)
+    np.testing.assert_array_equal(on({name: packed}), off({name: packed}))
 
 
 def test_rows_of_different_scales():

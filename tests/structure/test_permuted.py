@@ -8,6 +8,7 @@ import pytensor_mvn_rewrites as mvn
 from pytensor_mvn_rewrites.ops import inv_quad_logdet, mvnormal_logp
 from tests.harness import (
     assert_declines,
+    assert_model_agrees,
     assert_rewrites_to,
     assert_same_numbers,
     evaluate,
@@ -16,14 +17,7 @@ from tests.harness import (
     same_graphs,
     spd,
 )
-from tests.structure.contract import (
-    Case,
-    StructureContract,
-    assert_model_agrees,
-    batched_kron,
-    spd_input,
-    symmetric,
-)
+from tests.structure.contract import Case, StructureContract, batched_kron, spd_input, symmetric
 
 N = 4
 P = np.array([2, 0, 3, 1])

@@ -7,6 +7,7 @@ from pytensor.graph.traversal import ancestors
 from pytensor_mvn_rewrites.ops import inv_quad_logdet, mvnormal_logp
 from tests.harness import (
     assert_declines,
+    assert_model_agrees,
     assert_rewrites_to,
     assert_same_numbers,
     evaluate,
@@ -15,7 +16,7 @@ from tests.harness import (
     rewritten,
     spd,
 )
-from tests.structure.contract import Case, StructureContract, assert_model_agrees
+from tests.structure.contract import Case, StructureContract
 
 N = 4
 TRIL = np.tril_indices(N)
