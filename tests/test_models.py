@@ -5,7 +5,9 @@ graphs), against the graph as it was written; ``test_end_to_end.py`` does the sa
 """
 
 import numpy as np
+import pymc as pm
 import pytest
+from pytensor.graph.traversal import apply_ancestors
 
 from pytensor_mvn_rewrites.ops.gaussian import GaussianOp, GaussianPullbackOp
 from tests.harness import (
@@ -14,8 +16,9 @@ from tests.harness import (
     logp_and_gradient,
     on_and_off,
     random_points,
+    rewritten,
 )
-from tests.zoo import LOOP_MODELS
+from tests.zoo import COVS, DATA, LOOP_MODELS, N, Q
 
 
 def fused_nodes(function):
@@ -55,3 +58,24 @@ def test_hessian(name):
     on, off = on_and_off(lambda mode: model.compile_d2logp(mode=mode, **kwargs))
     [point] = random_points(model, points=1)
     np.testing.assert_allclose(on(point), off(point), rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("multivariate", [True, False], ids=["vectors", "numbers"])
+def test_marginalized_loop(multivariate):
+    """The sum over two states is one term for all members of the loop, however many there are."""
+    marginalize = pytest.importorskip("pymc_extras").marginalize
+    sizes = []
+    for terms in (6, 9):
+        with pm.Model() as model:
+            p = pm.Beta("p", 2, 2)
+            mu = pm.Normal("mu", shape=(2, Q) if multivariate else 2)
+            for n in range(terms):
+                z = pm.Bernoulli(f"z_{n}", p)
+                if multivariate:
+                    pm.MvNormal(f"y_{n}", mu[z], COVS[0], observed=DATA[n % N] + n)
+                else:
+                    pm.Normal(f"y_{n}", mu[z], 1.0, observed=DATA[n % N, 0] + n)
+        model = marginalize(model, [f"z_{n}" for n in range(terms)])
+        sizes.append(len(list(apply_ancestors(rewritten([model.logp()])))))
+        assert_model_agrees(model)
+    assert sizes[0] == sizes[1]
