@@ -10,16 +10,23 @@ nox.options.default_venv_backend = "venv"
 
 VERSIONS = {
     "oldest": ("pytensor==3.3.4", "pymc==6.3.1"),
-    "oldest PyMC with pymc-extras": ("pymc==6.3.2", "pymc-extras"),
+    "oldest PyMC with pymc-extras": (
+        "pymc==6.3.2",
+        "pymc-extras",
+        "blackjax<1.3",
+        "nutpie",
+        "numpyro",
+    ),
     "newest": ("pytensor>=3.3.4,<3.4", "pymc>=6.4,<6.5"),
 }
 
-#: What depends on the internals of PyTensor and PyMC: the names that are used, whole models
+#: What depends on the internals of PyTensor and PyMC: the names that are used, whole models, samplers
 TESTS = [
     "tests/test_upstream.py",
     "tests/test_logprob.py",
     "tests/test_models.py",
     "tests/test_pipeline.py",
+    "tests/test_shared_variables.py",
 ]
 
 

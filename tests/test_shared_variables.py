@@ -291,7 +291,7 @@ def test_fit_advi(n_particles):
 @pytest.mark.parametrize("method", ["fit_pathfinder", "fit_dadvi", "fit_laplace"])
 def test_approximations_of_pymc_extras(method):
     """Of 1000 draws with the same seed, after an optimizer that ends where the gradient says."""
-    fit = getattr(pytest.importorskip("pymc_extras"), method)
+    fit = getattr(pytest.importorskip("pymc_extras.inference"), method)
     means = []
     for context in (mvn.enable, mvn.disable):
         with context():
