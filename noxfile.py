@@ -20,7 +20,7 @@ VERSIONS = {
     "newest": ("pytensor>=3.3.4,<3.4", "pymc>=6.4,<6.5"),
 }
 
-#: What depends on the internals of PyTensor and PyMC: the names that are used, whole models, samplers
+#: What depends on the internals of PyTensor and PyMC: names, whole models, samplers
 TESTS = [
     "tests/test_upstream.py",
     "tests/test_logprob.py",
