@@ -1,9 +1,9 @@
 r"""The formulas of small matrices as straight-line code, for vectors of eight.
 
 They come in three steps, because the rows that share a matrix share the first and the last:
-:func:`factorize` a matrix, :func:`whiten` a row, :func:`gradient_of_matrix` from the sums over the
-rows. The decomposition is :math:`\Sigma = L D L^\top`, `L` with unit diagonal, which needs
-reciprocals but no square roots.
+:func:`pivots_and_factors` of a matrix, :func:`whiten` a row, :func:`gradient_of_matrix` from the
+sums over the rows. The decomposition is :math:`\Sigma = L D L^\top`, `L` with unit diagonal, which
+needs reciprocals but no square roots.
 """
 
 from collections.abc import Sequence
@@ -136,7 +136,7 @@ class Row:
         return {(i, j): self.left[i] * self.right[j] for i, j in lower_triangle(n)}
 
 
-def factorize(spec: LaneSpec, s: Matrix) -> tuple[list[Vec], Factors]:
+def pivots_and_factors(spec: LaneSpec, s: Matrix) -> tuple[list[Vec], Factors]:
     """The pivots of a matrix, and what its rows need."""
     n = spec.n
     if spec.param == "chol":

@@ -26,7 +26,7 @@ from pytensor_mvn_rewrites.lower.numba.single import (
     add_logdet_gradient,
     add_quad_gradient,
     check_factor,
-    factorize,
+    cholesky_in_place,
     invert,
     whiten,
 )
@@ -53,7 +53,7 @@ def general_kernel(name: str) -> Callable:
     Two functions, because loading LAPACK costs compile time that small matrices do not need.
     """
     if name == "large":
-        return bind(run_matrices, factorize=lapack_factorize, invert=lapack_invert)
+        return bind(run_matrices, cholesky_in_place=lapack_factorize, invert=lapack_invert)
     return run_matrices
 
 
@@ -76,7 +76,7 @@ def run_matrices(table):
             for j in range(i + 1):
                 chol[i, j] = load(source + i * table[MATRIX + 3] + j * table[MATRIX + 4])
                 grad[i, j] = 0.0
-        factorized = param == CHOL or factorize(chol)
+        factorized = param == CHOL or cholesky_in_place(chol)
         half_logdet, posdef = check_factor(chol, factorized, param)
         sum_g_half_logdet = 0.0
         for row in range(n_rows):
@@ -178,7 +178,7 @@ def has_factor(table, m):
     for i in range(n):
         for j in range(i + 1):
             chol[i, j] = load(source + i * table[MATRIX + 3] + j * table[MATRIX + 4])
-    return factorize(chol)
+    return cholesky_in_place(chol)
 
 
 @njit_exact

@@ -86,7 +86,7 @@ def emit_loops(spec, n: Index, scratch: Memory, places) -> tuple[Vec, Product]:
     if spec.param == "chol":
         invert_diagonal(t)
     else:
-        factorize(t)
+        cholesky_of_lanes(t)
     if spec.param != "tau":
         quad = substitute(t, DELTA, Z)
         if spec.wants_gradient:
@@ -193,7 +193,7 @@ def tiles(t: Scratch, start: Index | int = 0):
     return loop(t.memory.builder, start, t.padded, step=TILE)
 
 
-def factorize(t: Scratch) -> None:
+def cholesky_of_lanes(t: Scratch) -> None:
     """The Cholesky factor in place, with its pivots and the reciprocals of its diagonal."""
     builder = t.memory.builder
 

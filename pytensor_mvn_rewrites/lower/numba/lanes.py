@@ -22,9 +22,9 @@ from numba.extending import intrinsic
 from pytensor_mvn_rewrites.lower.numba.formulas import (
     Factors,
     LaneSpec,
-    factorize,
     gradient_of_matrix,
     lower_triangle,
+    pivots_and_factors,
     whiten,
 )
 from pytensor_mvn_rewrites.lower.numba.general import HALF_LOG_2PI, do_again
@@ -334,7 +334,7 @@ def emit_head(spec: LaneSpec, places: Sequence[Memory]) -> list[Vec]:
     fields = load_fields(matrix, n * n, [i * n + j for i, j in lower])
     deltas = load_fields(Difference(value, mu), n, range(n))
     d = [deltas[i] for i in range(n)]
-    pivots, factors = factorize(spec, {(i, j): fields[i * n + j] for i, j in lower})
+    pivots, factors = pivots_and_factors(spec, {(i, j): fields[i * n + j] for i, j in lower})
     return [*d, *pivots, *factors.vectors()]
 
 

@@ -53,7 +53,7 @@ def low_rank_function(op, node) -> NodeFunction:
 
 
 @is_kernel("low_rank_factorization")
-def factorize(table):
+def factorize_low_rank(table):
     """The QR factorization of the scaled factor above the identity."""
     n, k = table[N], table[K]
     factor, root, inv_R = np.empty(n * k), np.empty(n), np.empty(k * k)

@@ -24,9 +24,9 @@ from numba.extending import intrinsic
 from pytensor_mvn_rewrites.lower.numba.formulas import (
     Factors,
     LaneSpec,
-    factorize,
     gradient_of_matrix,
     lower_triangle,
+    pivots_and_factors,
     whiten,
 )
 from pytensor_mvn_rewrites.lower.numba.general import HALF_LOG_2PI, do_again
@@ -343,7 +343,7 @@ def emit_begin(spec: LaneSpec, memory: Memory) -> ir.Value:
     """Emit the code before the rows."""
     state, keys = State(spec.n), lower_triangle(spec.n)
     matrix = dict(zip(keys, State.load(memory, 0, len(keys)), strict=True))
-    pivots, factors = factorize(spec, matrix)
+    pivots, factors = pivots_and_factors(spec, matrix)
     State.store(memory, state.factors, factors.vectors())
     n_sums = (state.log_pivots - state.products) // WIDTH
     State.store(memory, state.products, [Vec.full(memory.builder, 0.0)] * n_sums)

@@ -13,7 +13,7 @@ from pytensor_mvn_rewrites.lower.numba.jit import CHOL, COV, TAU, njit_exact
 
 
 @njit_exact(reassociate=True)
-def factorize(chol):
+def cholesky_in_place(chol):
     """Turn a matrix into its Cholesky factor in place; False if a pivot is not positive."""
     n = chol.shape[0]
     for i in range(n):
