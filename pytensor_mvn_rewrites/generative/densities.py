@@ -15,10 +15,12 @@ from pytensor.tensor.variable import TensorVariable
 from pytensor_mvn_rewrites._upstream import _find_unallowed_rvs_in_graph
 from pytensor_mvn_rewrites.config import is_active
 from pytensor_mvn_rewrites.generative.loops import (
+    MIN_MEMBERS,
     Loop,
     declined,
     find_loops,
     identity,
+    is_draw,
     is_tensor,
     name_of,
     one_row,
@@ -43,7 +45,8 @@ def loops_of_random_variables(derive):
               \ell(X, \Theta)[n], \; \ell \text{ the batched log-density of one of them}
 
     Cost: PyMC derives one log-density instead of N, 10 ms each. The rest of the model, and loops
-    whose members are not proven alike, go PyMC's way.
+    whose members are not proven alike, go PyMC's way. Where part of the terms is asked for, the
+    variables that these do not depend on are left out: ``pm.fit`` asks for the priors alone.
     """
 
     @wraps(derive)
@@ -52,7 +55,13 @@ def loops_of_random_variables(derive):
         if is_active("generative"):
             try:
                 declare_dims(rvs_to_values, rvs_to_transforms)
-                terms = _terms(derive, rvs, rvs_to_values, rvs_to_transforms, kwargs)
+                values = values_in_use(rvs, rvs_to_values)
+                transforms = {rv: rvs_to_transforms.get(rv) for rv in values}
+                terms = _terms(derive, rvs, values, transforms, kwargs)
+                if terms is None and len(values) < len(rvs_to_values):
+                    terms = derive(
+                        rvs, rvs_to_values=values, rvs_to_transforms=transforms, **kwargs
+                    )
             except Exception as error:
                 failure = error
         if terms is None:
@@ -104,6 +113,26 @@ def declare_dims(rvs_to_values, rvs_to_transforms) -> None:
             # a transform may change lengths: those of equal ones stay equal
             own = (dims, identity(transform))
             declare_lengths(value, [(*own, axis) for axis in range(value.type.ndim)])
+
+
+def values_in_use(
+    rvs: Sequence[Variable], rvs_to_values: Mapping[Variable, Variable]
+) -> Mapping[Variable, Variable]:
+    """The values that the log-densities of `rvs` may take, without those of unused loops.
+
+    PyMC derives the log-densities of all variables, and drops those that nobody has asked for.
+    """
+    drawn = {
+        rv
+        for rv in set(rvs_to_values).difference(rvs)
+        if is_draw(rv) and sum(out in rvs_to_values for out in rv.owner.outputs) == 1
+    }
+    if len(drawn) < MIN_MEMBERS:
+        return rvs_to_values
+    unused = drawn.difference(ancestors([rv for rv in rvs_to_values if rv not in drawn]))
+    if len(unused) < MIN_MEMBERS:
+        return rvs_to_values
+    return {rv: value for rv, value in rvs_to_values.items() if rv not in unused}
 
 
 def is_given_later(value: Variable | None) -> bool:

@@ -139,6 +139,38 @@ def test_part_of_the_variables(rng):
     assert in_loops(events) == N
 
 
+@pytest.mark.parametrize("declare", LOOPS, ids=lambda declare: declare.__name__)
+def test_priors_and_likelihoods_alone(declare, rng):
+    """``pm.fit`` asks for the ones and for the others."""
+    model = model_of(declare)
+    for variables in (model.free_RVs, model.observed_RVs):
+        if variables:
+            assert_same_terms(model, rng, vars=variables)
+
+
+def test_what_is_not_asked_for_is_not_derived():
+    """But for what the others are conditional on."""
+    with pm.Model() as model:
+        scale = pm.HalfNormal("scale")
+        x = pm.Normal("x_0")
+        for n in range(1, N):
+            x = pm.Normal(f"x_{n}", x, scale)
+        for n in range(N):
+            pm.Normal(f"y_{n}", x, scale, observed=n)
+
+    def in_use(*names):
+        found = densities.values_in_use([model[name] for name in names], model.rvs_to_values)
+        return {rv.name for rv in found}
+
+    walk, rows = ({f"{stem}_{n}" for n in range(N)} for stem in "xy")
+    assert in_use("scale") == {"scale"}
+    assert in_use("x_0", "y_1") == {"scale", "y_1"} | walk
+    assert in_use("scale", *walk) == {"scale"} | walk
+    assert in_use("scale", *rows) == {"scale"} | walk | rows
+    # too few to be a loop
+    assert in_use("scale", *walk, *[f"y_{n}" for n in range(N - 3)]) == {"scale"} | walk | rows
+
+
 @pytest.mark.parametrize("declare", [mvnormals, ragged_groups], ids=lambda d: d.__name__)
 def test_size_does_not_grow(declare):
     """The sum is one density before the gradient is taken."""
