@@ -516,7 +516,7 @@ class Predictive:
         self.draws = draws
 
     def prepare(self) -> dict:
-        """Seconds for each, and whether ``unfuse`` gives back exactly what was drawn."""
+        """Seconds for each and for both, and whether ``unfuse`` gives back what was drawn."""
         import pymc as pm
 
         with stopwatch() as building:
@@ -531,6 +531,7 @@ class Predictive:
             "build": building["wall"],
             "prior": prior["wall"],
             "posterior": posterior["wall"],
+            "draws": prior["wall"] + posterior["wall"],
         }
         drawn = predictive["posterior_predictive"].to_dataset()
         if list(drawn.data_vars) == ["x"]:

@@ -99,14 +99,13 @@ def of_predictive(n: int, draws: int) -> Scenario:
 
     bars = [
         Bar(
-            f"{kind} predictive of 'fused' at least 20 times faster than of 'off', compilation "
-            f"included, {name}",
-            ("off", prefix + kind),
-            ("fused", prefix + kind),
+            f"prior and posterior predictive of 'fused' at least 20 times faster than of 'off', "
+            f"compilation included, {name}",
+            ("off", quantity),
+            ("fused", quantity),
             at_least=20,
         )
-        for kind in ("prior", "posterior")
-        for name, prefix in (("cold", "cold_"), ("warm", ""))
+        for name, quantity in (("cold", "cold_draws"), ("warm", "draws"))
     ]
     exact = Bar(
         "unfuse gives back what was drawn (1: exactly)", ("fused", "round_trip"), at_least=1
