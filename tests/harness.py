@@ -24,6 +24,7 @@ from pytensor.graph.traversal import ancestors
 import pytensor_mvn_rewrites as mvn
 from pytensor_mvn_rewrites._upstream import NAMES
 from pytensor_mvn_rewrites.generative import densities
+from pytensor_mvn_rewrites.generative.fuse import _made
 from pytensor_mvn_rewrites.ops import mvnormal_logp
 from pytensor_mvn_rewrites.ops.gaussian import GaussianOp
 from pytensor_mvn_rewrites.pipeline import RULES, Fired, GuardedGraphRewriter, recording
@@ -366,6 +367,21 @@ def failing(function):
         raise ZeroDivisionError("no such luck")
 
     return fail
+
+
+def fused_point(model: pm.Model, fused: pm.Model, point: Mapping) -> dict:
+    """The `point` of a model for the values of what ``fuse_model`` has made of it."""
+    made, own = _made[fused], {}
+    for value in fused.value_vars:
+        name = fused.values_to_rvs[value].name
+        fusion, batch = made.loops.get(name), made.blocks.get(name)
+        if fusion is None:
+            array = point[model.rvs_to_values[model[name]].name]
+        else:
+            members = [point[model.rvs_to_values[model[n]].name] for n in fusion.names]
+            array = np.stack(members) if fusion.rows is None else np.concatenate(members)
+        own[value.name] = array if batch is None else array[..., batch.positions]
+    return own
 
 
 def densities_by_name(model, point):

@@ -25,12 +25,13 @@ from pytensor.graph.replace import clone_replace, vectorize_graph
 from pytensor.graph.rewriting.basic import dfs_rewriter
 
 import pytensor_mvn_rewrites as mvn
-from pytensor_mvn_rewrites import pipeline
+from pytensor_mvn_rewrites import fuse_model, pipeline
+from pytensor_mvn_rewrites.generative.fuse import _made
 from pytensor_mvn_rewrites.reference import split_wide_sum
 from pytensor_mvn_rewrites.structure import _structure
 from pytensor_mvn_rewrites.structure._structure import DENSE_IS_CHEAP
 from tests.generated.grammar import Building, Model
-from tests.harness import REFERENCE_MODE
+from tests.harness import REFERENCE_MODE, densities_by_name, fused_point
 
 #: Relative to the largest entry of a result.
 RTOL = {False: 1e-7, True: 2e-3}
@@ -322,6 +323,27 @@ def compare(b, paths: Paths, reference, only=None):
     return found, finite
 
 
+def fused_differs(b: Building) -> str:
+    """Where the model of ``fuse_model`` has another log-density at the same point, if anywhere."""
+    fused = fuse_model(b.model)
+    made = _made[fused].loops
+    if not made and not _made[fused].blocks:
+        return ""
+    point = {v.name: value for v, value in zip(b.model.value_vars, b.point(0), strict=True)}
+    try:
+        want = densities_by_name(b.model, point)
+    except Exception:
+        return ""
+    got = densities_by_name(fused, fused_point(b.model, fused, point))
+    rtol = 1e-4 if any(loop.float32 for loop in b.spec.loops) else 1e-12
+    for name, density in got.items():
+        members = made[name].names if name in made else [name]
+        terms = np.concatenate([np.ravel(want.pop(member)) for member in members])
+        if not abs(density.sum() - terms.sum()) <= rtol * max(1.0, np.abs(terms).sum()):
+            return f"{name}: got {density.sum()!r}, expected {terms.sum()!r}"
+    return f"no density of {sorted(want)}" if want else ""
+
+
 def check(spec: Model, worker=None) -> Verdict:
     """Build `spec` and compare all paths in all states with the graph as written."""
     verdict = Verdict()
@@ -351,6 +373,13 @@ def check(spec: Model, worker=None) -> Verdict:
         noted = (f"{e.stage}/{e.rule}" for e in events if isinstance(e, pipeline.Fired))
         # a rule that does both counts once
         verdict.fired = Counter(noted) | changed
+        with quiet(), np.errstate(all="ignore"):
+            try:
+                fused = fused_differs(b)
+            except Exception as error:
+                fused = describe(error)
+        if fused:
+            verdict.disagreements["fused"] = fused
         if not found and not failed:
             return verdict
         with watched() as failed_without, np.errstate(all="ignore"):

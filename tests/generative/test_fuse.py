@@ -10,7 +10,7 @@ from pymc.model_graph import ModelGraph
 import pytensor_mvn_rewrites as mvn
 from pytensor_mvn_rewrites import fuse_model, unfuse
 from pytensor_mvn_rewrites.generative.fuse import _made, common_name
-from tests.harness import PIPELINE_MODE, assert_close, densities_by_name
+from tests.harness import PIPELINE_MODE, assert_close, densities_by_name, fused_point
 from tests.loop_models import LOOPS, ROWS, N, data, lkj_groups, model_of, mvnormals, ragged_groups
 
 pytestmark = [
@@ -42,16 +42,6 @@ def point_of(model, rng):
         else np.asarray(0.3 * rng.normal(size=value.shape))
         for name, value in model.initial_point().items()
     }
-
-
-def fused_point(model, fused, point):
-    """The same point for the values of the fused model."""
-    own = {}
-    for value in fused.value_vars:
-        fusion = _made[fused].loops.get(fused.values_to_rvs[value].name)
-        names = [] if fusion is None else [model.rvs_to_values[model[n]].name for n in fusion.names]
-        own[value.name] = np.stack([point[n] for n in names]) if names else point[value.name]
-    return own
 
 
 @pytest.mark.parametrize("declare", LOOPS, ids=lambda declare: declare.__name__)
