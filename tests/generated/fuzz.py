@@ -116,10 +116,12 @@ def hunt(
     worker: Worker | None = None,
     examples: int = MODELS_PER_SEED,
     shrink_seconds: float = 20.0,
+    parts: bool = True,
 ) -> None:
     """Check some models; stop at the first that disagrees, and make it small.
 
-    `number` is a seed: the models are the same each time.
+    `number` is a seed: the models are the same each time. Some are `parts` side by side, which take
+    several times as long as others.
     """
     best: tuple[Model, dict[str, str]] | None = None
     until = float("inf")
@@ -133,7 +135,7 @@ def hunt(
         suppress_health_check=list(HealthCheck),
         report_multiple_bugs=False,
     )
-    @given(models(number))
+    @given(models(number, parts))
     def run(spec):
         nonlocal best, until
         if time.monotonic() > until:

@@ -269,8 +269,8 @@ def loops(draw, resizable):
 
 
 @st.composite
-def models(draw, number=0):
-    """Whole models; which parts go together in one depends on the `number` as well."""
+def models(draw, number=0, parts=True):
+    """Whole models, some of them `parts` side by side; which ones depends on `number` as well."""
     resizable = draw(st.integers(0, 3)) == 0
     multiples = st.builds(
         g.Sizes,
@@ -280,13 +280,13 @@ def models(draw, number=0):
     )
     extras = st.lists(st.sampled_from(g.EXTRAS), max_size=2, unique=True).map(tuple)
     least = draw(st.sampled_from([0] + [1] * 20))
-    if draw(st.integers(0, 5)) == 0:
+    if parts and draw(st.integers(0, 5)) == 0:
         # by a seed: the lists that hypothesis draws resemble each other, and few pairs would meet
-        parts = list(g.PARTS)
-        Random(f"{number} {draw(st.integers(0, 10**6))}").shuffle(parts)
+        chosen = list(g.PARTS)
+        Random(f"{number} {draw(st.integers(0, 10**6))}").shuffle(chosen)
         # the first is what hypothesis begins with
         count = draw(st.sampled_from([6, 6, 6, 6, 3, 1]))
-        return g.Model((), parts=tuple(parts[:count]), seed=draw(st.integers(0, 1000)))
+        return g.Model((), parts=tuple(chosen[:count]), seed=draw(st.integers(0, 1000)))
     return g.Model(
         loops=tuple(
             draw(
