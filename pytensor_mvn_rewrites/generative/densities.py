@@ -20,7 +20,7 @@ from pytensor_mvn_rewrites.generative.loops import (
     declined,
     find_loops,
     identity,
-    is_draw,
+    is_drawn_alone,
     is_tensor,
     name_of,
     one_row,
@@ -122,11 +122,8 @@ def values_in_use(
 
     PyMC derives the log-densities of all variables, and drops those that nobody has asked for.
     """
-    drawn = {
-        rv
-        for rv in set(rvs_to_values).difference(rvs)
-        if is_draw(rv) and sum(out in rvs_to_values for out in rv.owner.outputs) == 1
-    }
+    others = set(rvs_to_values).difference(rvs)
+    drawn = {rv for rv in others if is_drawn_alone(rv, rvs_to_values)}
     if len(drawn) < MIN_MEMBERS:
         return rvs_to_values
     unused = drawn.difference(ancestors([rv for rv in rvs_to_values if rv not in drawn]))

@@ -103,9 +103,7 @@ def find_loops(
         Whether constant rows are taken together because there are many of them.
     """
     valued, kind = set(rvs_to_values), kind or {}
-    single = [
-        rv for rv in rvs if is_draw(rv) and sum(out in valued for out in rv.owner.outputs) == 1
-    ]
+    single = [rv for rv in rvs if is_drawn_alone(rv, valued)]
     if len(single) < minimum:
         return []
 
@@ -163,6 +161,11 @@ def is_draw(var: Variable) -> bool:
     return var.owner is not None and isinstance(
         var.owner.op, RandomVariable | SymbolicRandomVariable
     )
+
+
+def is_drawn_alone(rv: Variable, valued: Container[Variable]) -> bool:
+    """Whether `rv` is drawn, and has the only value among the outputs of its node."""
+    return is_draw(rv) and sum(out in valued for out in rv.owner.outputs) == 1
 
 
 def is_part(var: Variable, node: Apply, valued: Container[Variable]) -> bool:
