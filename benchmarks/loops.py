@@ -99,13 +99,18 @@ def of_predictive(n: int, draws: int) -> Scenario:
 
     bars = [
         Bar(
-            f"prior and posterior predictive of 'fused' at least 20 times faster than of 'off', "
-            f"compilation included, {name}",
-            ("off", quantity),
-            ("fused", quantity),
+            f"{kind} predictive of 'fused' at least 20 times faster than of 'off', compilation "
+            f"included, {name}",
+            ("off", prefix + quantity),
+            ("fused", prefix + quantity),
             at_least=20,
         )
-        for name, quantity in (("cold", "cold_draws"), ("warm", "draws"))
+        for kind, quantity in (
+            ("prior", "prior"),
+            ("posterior", "posterior"),
+            ("prior and posterior", "draws"),
+        )
+        for name, prefix in (("cold", "cold_"), ("warm", ""))
     ]
     exact = Bar(
         "unfuse gives back what was drawn (1: exactly)", ("fused", "round_trip"), at_least=1
