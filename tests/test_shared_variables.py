@@ -12,7 +12,7 @@ from pymc.pytensorf import rewrite_pregrad
 from scipy.stats import multivariate_normal
 
 import pytensor_mvn_rewrites as mvn
-from tests.harness import PIPELINE_MODE, REFERENCE_MODE
+from tests.harness import PIPELINE_MODE, REFERENCE_MODE, logp_and_gradient, on_and_off
 
 RNG = np.random.default_rng(20261129)
 N, Q = 40, 3
@@ -98,10 +98,6 @@ def model_of(function, value) -> pm.Model:
     return model
 
 
-def logp_and_gradient(model, mode):
-    return model.compile_fn([model.logp(), model.dlogp()], inputs=model.value_vars, mode=mode)
-
-
 @pytest.mark.parametrize("loop", [False, True], ids=["one density", "loop"])
 @pytest.mark.parametrize("name", CASES)
 def test_set_data(name, loop):
@@ -112,9 +108,7 @@ def test_set_data(name, loop):
             for i in range(3):
                 mu, cov = function(model["D"], pm.HalfNormal(f"s_{i}"))
                 pm.MvNormal(f"y_{i}", mu, cov=cov, observed=DATA + i)
-    fn = logp_and_gradient(model, PIPELINE_MODE)
-    with mvn.disable():
-        reference = logp_and_gradient(model, REFERENCE_MODE)
+    fn, reference = on_and_off(lambda mode: logp_and_gradient(model, mode))
     point = {name: value + 0.2 for name, value in model.initial_point().items()}
     results = []
     for value in (before, after):
