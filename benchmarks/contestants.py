@@ -1,11 +1,12 @@
 """What a worker process can measure: one class each.
 
-Every contestant has `prepare`, which does the work before the first evaluation and returns the
-quantities that it measured. Those that can be evaluated also have `time` and `values`.
+`prepare` does the work before the first evaluation and returns the CPU seconds that it took. What
+can be evaluated also has `call`, on which the rest stands.
 """
 
 import ctypes
 import importlib
+import os
 import time
 from contextlib import contextmanager
 from functools import cached_property
@@ -16,12 +17,12 @@ import numpy as np
 
 @contextmanager
 def stopwatch():
-    """Time a block: the dict that it yields gets `wall` and `cpu`, in seconds."""
+    """Time a block: the dict that it yields gets `wall` and `cpu` (compilers included), seconds."""
     times: dict[str, float] = {}
-    wall, cpu = time.perf_counter(), time.process_time()
+    wall, own, children = time.perf_counter(), time.process_time(), sum(os.times()[2:4])
     yield times
     times["wall"] = time.perf_counter() - wall
-    times["cpu"] = time.process_time() - cpu
+    times["cpu"] = time.process_time() - own + sum(os.times()[2:4]) - children
 
 
 def build(name: str, arguments: dict):
@@ -30,34 +31,29 @@ def build(name: str, arguments: dict):
     return getattr(importlib.import_module(f"benchmarks.{module}"), function)(**arguments)
 
 
-def import_packages(plugin: bool, skip: str) -> None:
-    """Import PyMC, and the plugin without some of its stages."""
-    import pymc  # noqa: F401
-    import pytensor
+class Contestant:
+    """Something that is prepared, and then evaluated by `call`.
 
-    if plugin:
-        import pytensor_mvn_rewrites  # noqa: F401
-
-        pytensor.config.mvn_rewrites__skip = skip
-
-
-class Evaluated:
-    """Base of the contestants that have a function to evaluate; `call` evaluates it once."""
+    Parameters
+    ----------
+    plugin : bool
+        Import pytensor_mvn_rewrites or not.
+    """
 
     _n_calls = 0
+
+    def __init__(self, plugin: bool):
+        import pymc  # noqa: F401
+
+        if plugin:
+            import pytensor_mvn_rewrites  # noqa: F401
 
     def call(self):
         """Evaluate once."""
         raise NotImplementedError
 
-    def time(self, clock: str = "wall", batch_seconds: float = 0.05) -> float:
-        """Seconds of one call, the mean over a batch of calls that takes about `batch_seconds`.
-
-        Parameters
-        ----------
-        clock : {"wall", "cpu"}
-        batch_seconds : float
-        """
+    def time(self, clock: str = "cpu", batch_seconds: float = 0.05) -> float:
+        """Seconds of one call, the mean over a batch of calls that takes about `batch_seconds`."""
         if not self._n_calls:
             self.call()
             with stopwatch() as once:
@@ -68,8 +64,8 @@ class Evaluated:
                 self.call()
         return batch[clock] / self._n_calls
 
-    def inside(self, clock: str = "wall") -> float | None:
-        """Seconds of one evaluation that compiled code calls, if there is such code."""
+    def inside(self) -> float | None:
+        """CPU seconds of one evaluation that compiled code calls, if there is such code."""
         return None
 
     def memory(self) -> int | None:
@@ -94,7 +90,7 @@ def resident_memory(field: str) -> int:
     return int(size) * 1024
 
 
-class PyMCModel(Evaluated):
+class PyMCModel(Contestant):
     """Log-density and gradient of a PyMC model, compiled by PyMC.
 
     Parameters
@@ -104,23 +100,18 @@ class PyMCModel(Evaluated):
     arguments : dict
         Its arguments.
     plugin : bool
-        Import pytensor_mvn_rewrites or not.
     mode : str, optional
         A mode of PyTensor.
-    skip : str
-        Stages of the plugin to leave out.
     """
 
-    def __init__(
-        self, model: str, arguments: dict, plugin: bool, mode: str | None = None, skip: str = ""
-    ):
-        import_packages(plugin, skip)
+    def __init__(self, model: str, arguments: dict, plugin: bool, mode: str | None = None):
+        super().__init__(plugin)
         self.model = model
         self.arguments = arguments
         self.mode = mode
 
     def prepare(self) -> dict:
-        """Build the model and compile its function: `build`, `compile` with the first call...
+        """Build the model (`build`) and compile its function with a first call (`compile`).
 
         `logp` is what PyMC takes of the latter for the graph of the log-density.
         """
@@ -143,21 +134,11 @@ class PyMCModel(Evaluated):
                 ravel_inputs=True, initial_point=point, mode=self.mode
             )
             self.call()
-        graph = self.function._pytensor_function.maker.fgraph
-        return {
-            "build": building["wall"],
-            "compile": compiling["wall"],
-            "compile_cpu": compiling["cpu"],
-            "logp": deriving["wall"],
-            "nodes": len(graph.apply_nodes),
-            "dimensions": int(self.start.size),
-            "largest_constant": largest_constant(graph),
-        }
+        return {"build": building["cpu"], "compile": compiling["cpu"], "logp": deriving["cpu"]}
 
     def call(self):
-        """Log-density and gradient at the initial point; JAX has to be waited for."""
-        outputs = self.function(self.start)
-        return [np.asarray(out) for out in outputs] if self.mode == "JAX" else outputs
+        """Log-density and gradient at the initial point."""
+        return self.function(self.start)
 
     @cached_property
     def _compiled_loop(self):
@@ -177,10 +158,10 @@ class PyMCModel(Evaluated):
 
         return lambda n_calls: loop(n_calls, self.start, tuple(shared))
 
-    def inside(self, clock: str = "wall", batch_seconds: float = 0.05) -> float | None:
-        """Seconds of one evaluation that compiled code calls, as nutpie does; None without Numba.
+    def inside(self, batch_seconds: float = 0.05) -> float | None:
+        """CPU seconds of one evaluation that compiled code calls, as nutpie does.
 
-        A call from Python takes some microseconds more, whatever the model.
+        A call from Python takes some microseconds more, whatever the model. None without Numba.
         """
         if self._compiled_loop is None:
             return None
@@ -190,7 +171,7 @@ class PyMCModel(Evaluated):
         n_calls = max(1, round(10 * batch_seconds / max(once["cpu"], 1e-7)))
         with stopwatch() as batch:
             self._compiled_loop(n_calls)
-        return batch[clock] / n_calls
+        return batch["cpu"] / n_calls
 
     def values(self, file: str, points: int = 5) -> None:
         """Save log-densities and gradients at the initial point and at random ones around it."""
@@ -231,20 +212,13 @@ class UnrewrittenModel(PyMCModel):
             return logp, np.concatenate([part.ravel() for part in gradient])
 
         self.function = function
-        return {"dimensions": int(self.start.size)}
+        return {}
 
 
-def largest_constant(graph) -> int:
-    """Bytes of the largest array that a compiled graph keeps."""
-    kept = [v.data for v in graph.variables if hasattr(v, "data")]
-    kept += [v.get_value(borrow=True) for v in graph.inputs if hasattr(v, "get_value")]
-    return max((array.nbytes for array in kept if isinstance(array, np.ndarray)), default=0)
+class Density(Contestant):
+    """The bare density: N vectors of length n, log-densities summed, and all gradients.
 
-
-class Density(Evaluated):
-    """Base of the contestants of :mod:`benchmarks.oplevel`.
-
-    `call` returns the sum of the log-densities and the gradients for value, mean and matrix.
+    Value, mean and covariance (or Cholesky factor) are the inputs, so nothing can be precomputed.
     `prepare` measures nothing: these share their compiled code between sizes.
 
     Parameters
@@ -252,18 +226,27 @@ class Density(Evaluated):
     count, n : int
         Number of vectors and length of each.
     param : {"cov", "chol"}
+    plugin : bool
     """
 
-    def __init__(self, count: int, n: int, param: str):
-        from benchmarks.oplevel import inputs
-
+    def __init__(self, count: int, n: int, param: str, plugin: bool = False):
+        super().__init__(plugin)
         self.n = n
         self.param = param
-        self.inputs = inputs(count, n, param)
+        rng = np.random.default_rng(0)
+        value, mu = rng.normal(size=(2, count, n))
+        roots = rng.normal(size=(count, n, n))
+        covs = roots @ roots.mT / n + np.eye(n)
+        self.inputs = [value, mu, np.linalg.cholesky(covs) if param == "chol" else covs]
+
+    def call(self):
+        """Evaluate, and wait for the result: the sum and the three gradients."""
+        logp, *gradients = self.function(*self.inputs)
+        return [np.asarray(out) for out in (logp, *gradients)]
 
     def values(self, file: str) -> None:
         """Save log-density and gradients; that for a covariance as the symmetric matrix."""
-        logp, *vectors, matrix = (np.asarray(out) for out in self.call())
+        logp, *vectors, matrix = self.call()
         if self.param == "cov":
             # some systems give the gradient for the lower triangle
             matrix = (matrix + matrix.mT) / 2
@@ -276,23 +259,16 @@ class PyTensorDensity(Density):
 
     Parameters
     ----------
-    count, n, param
-        As :class:`Density`.
-    plugin : bool
-        Import pytensor_mvn_rewrites or not.
     mode : str, optional
         A mode of PyTensor.
-    skip : str
-        Stages of the plugin to leave out.
     threads : int
         How many threads the plugin may use.
+    **size
+        As of :class:`Density`.
     """
 
-    def __init__(
-        self, plugin: bool, mode: str | None = None, skip: str = "", threads: int = 1, **size
-    ):
+    def __init__(self, mode: str | None = None, threads: int = 1, **size):
         super().__init__(**size)
-        import_packages(plugin, skip)
         self.mode = mode
         self.threads = threads
 
@@ -303,8 +279,9 @@ class PyTensorDensity(Density):
         import pytensor.tensor as pt
         from pymc.pytensorf import rewrite_pregrad
 
-        n = self.n
-        variables = [pt.tensor(shape=(None, *core)) for core in ((n,), (n,), (n, n))]
+        variables = [
+            pt.tensor(shape=(None, *core)) for core in ((self.n,), (self.n,), (self.n, self.n))
+        ]
         value, mu, matrix = variables
         logp = pm.logp(pm.MvNormal.dist(mu, **{self.param: matrix}), value).sum()
         logp = rewrite_pregrad(logp)
@@ -316,11 +293,6 @@ class PyTensorDensity(Density):
         self.function.trust_input = True
         self.call()
         return {}
-
-    def call(self):
-        """Evaluate, and wait for the result."""
-        outputs = self.function(*self.inputs)
-        return [np.asarray(out) for out in outputs]
 
 
 class NumPyroDensity(Density):
@@ -338,14 +310,15 @@ class NumPyroDensity(Density):
         def logp(value, mu, matrix):
             return MultivariateNormal(mu, **{keyword: matrix}).log_prob(value).sum()
 
-        self.function = jax.jit(jax.value_and_grad(logp, argnums=(0, 1, 2)))
+        jitted = jax.jit(jax.value_and_grad(logp, argnums=(0, 1, 2)))
+
+        def function(*inputs):
+            value, gradients = jitted(*inputs)
+            return value, *gradients
+
+        self.function = function
         self.call()
         return {}
-
-    def call(self):
-        """Evaluate, and wait for the result."""
-        logp, gradients = self.function(*self.inputs)
-        return [np.asarray(out) for out in (logp, *gradients)]
 
 
 class LimitDensity(Density):
@@ -369,118 +342,8 @@ class LimitDensity(Density):
         return [logp, *self.outputs]
 
 
-class NumPyroModel(Evaluated):
-    """Log-density and gradient of a NumPyro model on the unconstrained space, jitted.
-
-    Parameters
-    ----------
-    model : str
-        ``"module.function"`` of this package. The function returns a NumPyro model and the names of
-        its variables in the order of the raveled point.
-    arguments : dict
-        Its arguments.
-    """
-
-    def __init__(self, model: str, arguments: dict):
-        self.model = model
-        self.arguments = arguments
-
-    def prepare(self) -> dict:
-        """Build, and compile with the first call."""
-        import jax
-
-        jax.config.update("jax_enable_x64", True)
-        from numpyro.infer.util import initialize_model
-
-        with stopwatch() as building:
-            model, names = build(self.model, self.arguments)
-            info = initialize_model(jax.random.key(0), model)
-        shapes = {name: info.param_info.z[name].shape for name in names}
-        ends = np.cumsum([int(np.prod(shape)) for shape in shapes.values()])
-        # where PyMC starts: one for positive variables, zero for the others
-        self.start = np.zeros(ends[-1])
-
-        def logp(point):
-            parts = jax.numpy.split(point, ends[:-1])
-            named = zip(shapes.items(), parts, strict=True)
-            return -info.potential_fn({name: part.reshape(shape) for (name, shape), part in named})
-
-        jitted = jax.jit(jax.value_and_grad(logp))
-        self.function = lambda point: [np.asarray(out) for out in jitted(point)]
-        with stopwatch() as compiling:
-            self.call()
-        return {
-            "build": building["wall"],
-            "compile": compiling["wall"],
-            "dimensions": int(self.start.size),
-        }
-
-    def call(self):
-        """Log-density and gradient at the start."""
-        return self.function(self.start)
-
-    values = PyMCModel.values
-
-
-class Imports:
-    """The import of the plugin after that of PyMC."""
-
-    def prepare(self) -> dict:
-        """Seconds for each."""
-        with stopwatch() as first:
-            import pymc  # noqa: F401
-        with stopwatch() as second:
-            import pytensor_mvn_rewrites  # noqa: F401
-        return {"pymc": first["wall"], "plugin": second["wall"]}
-
-
-class Sampling:
-    """``pm.sample`` with the plugin, two chains on two cores."""
-
-    def __init__(self, model: str, arguments: dict, sampler: str, draws: int):
-        self.model = model
-        self.arguments = arguments
-        self.sampler = sampler
-        self.draws = draws
-
-    def prepare(self) -> dict:
-        """Seconds from the model to the trace, draws and divergences."""
-        import pymc as pm
-
-        import pytensor_mvn_rewrites  # noqa: F401
-
-        model = build(self.model, self.arguments)
-        with stopwatch() as sampling, model:
-            trace = pm.sample(
-                draws=self.draws,
-                tune=self.draws,
-                chains=2,
-                cores=2,
-                nuts_sampler=self.sampler,
-                random_seed=1,
-                progressbar=False,
-            )
-        sizes = trace["posterior"].sizes
-        return {
-            "sampling": sampling["wall"],
-            "draws": int(sizes["chain"] * sizes["draw"]),
-            "divergences": int(trace["sample_stats"]["diverging"].sum()),
-        }
-
-
-class Fitting(Evaluated):
-    """ADVI of a PyMC model; `call` is one step.
-
-    Parameters
-    ----------
-    model, arguments, plugin
-        As :class:`PyMCModel`.
-    """
-
-    def __init__(self, model: str, arguments: dict, plugin: bool):
-        import_packages(plugin, "")
-        self.model = model
-        self.arguments = arguments
+class Fitting(PyMCModel):
+    """ADVI of a PyMC model; `call` is one step."""
 
     def prepare(self) -> dict:
         """Build the model, and compile with the first step."""
@@ -492,58 +355,53 @@ class Fitting(Evaluated):
             advi = pm.ADVI(random_seed=1)
             advi.fit(1, progressbar=False)
         self.call = advi.state.step
-        return {
-            "build": building["wall"],
-            "compile": compiling["wall"],
-            "compile_cpu": compiling["cpu"],
-        }
+        return {"build": building["cpu"], "compile": compiling["cpu"]}
+
+    def inside(self) -> None:
+        """Steps are called from Python."""
 
 
-class Predictive:
+class Predictive(PyMCModel):
     """Prior and posterior predictive of a PyMC model, compilation included.
 
     Parameters
     ----------
-    model, arguments, plugin
-        As :class:`PyMCModel`.
     draws : int
+    **described
+        As of :class:`PyMCModel`.
     """
 
-    def __init__(self, model: str, arguments: dict, plugin: bool, draws: int):
-        import_packages(plugin, "")
-        self.model = model
-        self.arguments = arguments
+    def __init__(self, draws: int, **described):
+        super().__init__(**described)
         self.draws = draws
 
     def prepare(self) -> dict:
-        """Seconds for each and for both, and whether ``unfuse`` gives back what was drawn."""
+        """CPU seconds of each and of both; a fused loop has to come back exactly by ``unfuse``."""
         import pymc as pm
 
-        with stopwatch() as building:
-            model = build(self.model, self.arguments)
+        model = build(self.model, self.arguments)
         options = {"model": model, "random_seed": 1}
         with stopwatch() as prior:
             samples = pm.sample_prior_predictive(self.draws, **options)
         samples["posterior"] = samples["prior"]
         with stopwatch() as posterior:
             predictive = pm.sample_posterior_predictive(samples, progressbar=False, **options)
-        quantities = {
-            "build": building["wall"],
-            "prior": prior["wall"],
-            "posterior": posterior["wall"],
-            "draws": prior["wall"] + posterior["wall"],
-        }
         drawn = predictive["posterior_predictive"].to_dataset()
-        if list(drawn.data_vars) == ["x"]:
-            quantities["round_trip"] = float(self.comes_back(drawn, model))
-        return quantities
+        if list(drawn.data_vars) == ["x"] and not comes_back(drawn, model):
+            raise AssertionError("unfuse does not give back what was drawn")
+        return {
+            "prior": prior["cpu"],
+            "posterior": posterior["cpu"],
+            "draws": prior["cpu"] + posterior["cpu"],
+        }
 
-    def comes_back(self, drawn, model) -> bool:
-        """Whether the batch of a fused loop is what its members have."""
-        from pytensor_mvn_rewrites import unfuse
 
-        back = unfuse(drawn, model)
-        names = [f"x_{label}" for label in model.coords["x_loop"]]
-        if sorted(back.data_vars) != sorted(names):
-            return False
-        return np.array_equal(np.stack([back[name] for name in names], axis=2), drawn["x"])
+def comes_back(drawn, model) -> bool:
+    """Whether the batch of a fused loop is what its members have."""
+    from pytensor_mvn_rewrites import unfuse
+
+    back = unfuse(drawn, model)
+    names = [f"x_{label}" for label in model.coords["x_loop"]]
+    if sorted(back.data_vars) != sorted(names):
+        return False
+    return np.array_equal(np.stack([back[name] for name in names], axis=2), drawn["x"])

@@ -1,6 +1,8 @@
-"""The zoo: functions that build the PyMC models which the benchmark, the demo and tests measure.
+"""Models as their users write them, which the benchmark, the demo, the docs and tests share.
 
-Everything random comes from the argument `seed`. No function knows about the plugin.
+Everything random comes from the argument `seed`. No function but :func:`fused` knows about the
+plugin. Models whose covariance has a structure are in :mod:`benchmarks.structures`, those without a
+multivariate normal in ``tests/plain_zoo.py``.
 """
 
 import csv
@@ -8,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pymc as pm
+import pytensor.tensor as pt
 
-IRIS_CSV = Path(__file__).parent / "data" / "iris.csv"
-ORTHODONT_CSV = Path(__file__).parent / "data" / "orthodont.csv"
+DATA = Path(__file__).parent / "data"
 
 
 def loop_data(n: int, q: int, seed: int = 0):
@@ -80,6 +82,13 @@ def latent_loop_by_hand(n: int, q: int = 3, seed: int = 0) -> pm.Model:
     return model
 
 
+def fused(model: str, **arguments):
+    """What ``fuse_model`` makes of a model of this module."""
+    from pytensor_mvn_rewrites import fuse_model
+
+    return fuse_model(globals()[model](**arguments))
+
+
 def iris_data():
     """Fisher's iris measurements.
 
@@ -94,7 +103,7 @@ def iris_data():
     Eugenics 7 (2), 179-188. The values are those that R ships.
     """
     rows: dict[str, list[list[float]]] = {}
-    with IRIS_CSV.open(newline="") as file:
+    with (DATA / "iris.csv").open(newline="") as file:
         for *numbers, species in list(csv.reader(file))[1:]:
             rows.setdefault(species, []).append([float(number) for number in numbers])
     return {species: np.array(values) for species, values in rows.items()}
@@ -116,7 +125,7 @@ def orthodont_data():
     Potthoff, R. F. and Roy, S. N. (1964). "A generalized multivariate analysis of variance model
     useful especially for growth curve problems". Biometrika 51 (3/4), 313-326, table 1.
     """
-    with ORTHODONT_CSV.open(newline="") as file:
+    with (DATA / "orthodont.csv").open(newline="") as file:
         rows = list(csv.reader(file))[1:]
     children, sexes, *distances = zip(*rows, strict=True)
     return list(children), list(sexes), np.array(distances, dtype=float).T
@@ -140,40 +149,269 @@ def iris() -> pm.Model:
     return model
 
 
-def eight_schools() -> pm.Model:
-    """Build the non-centred eight-schools model (Rubin, 1981): no multivariate normal, no loop."""
-    effects = np.array([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
-    standard_errors = np.array([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
-    with pm.Model(coords={"school": list("ABCDEFGH")}) as model:
-        mu = pm.Normal("mu", 0, 5)
-        tau = pm.HalfCauchy("tau", 5)
-        z = pm.Normal("z", dims="school")
-        pm.Normal("effect", mu + tau * z, standard_errors, observed=effects, dims="school")
-    return model
+def correlated_rows(rng, sizes, n: int) -> list[np.ndarray]:
+    """Rows of multivariate normals, a mean and a covariance for each group.
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+    sizes : sequence of int
+        Rows of each group.
+    n : int
+        Length of a row.
+
+    Returns
+    -------
+    list of float array, shape (size, n)
+    """
+    groups = []
+    for size in sizes:
+        root = rng.normal(size=(n, n)) / np.sqrt(n) + np.eye(n)
+        groups.append(rng.normal(size=n) + rng.normal(size=(size, n)) @ root.T)
+    return groups
 
 
-def logistic(n: int = 500, p: int = 8, seed: int = 0) -> pm.Model:
-    """Regress a binary outcome on `p` covariates: no multivariate normal, no loop."""
+def ragged_sizes(rng, groups: int, rows: int) -> list[int]:
+    """`rows` dealt out to the groups, from a third of the mean to about twice the mean."""
+    weights = rng.uniform(1, 6, size=groups)
+    ends = np.round(np.cumsum(weights) / weights.sum() * rows).astype(int)
+    return np.diff(ends, prepend=0).tolist()
+
+
+def forum_data(rows: int, seed: int):
+    """The data of the forum thread: two groups of `rows` pairs each."""
     rng = np.random.default_rng(seed)
-    design = rng.normal(size=(n, p))
-    outcome = rng.random(n) < 1 / (1 + np.exp(-design @ rng.normal(size=p)))
-    with pm.Model() as model:
-        intercept = pm.Normal("intercept", 0, 2)
-        slopes = pm.Normal("slopes", 0, 1, shape=p)
-        pm.Bernoulli("outcome", logit_p=intercept + design @ slopes, observed=outcome)
+    first = rng.multivariate_normal([0, 0], np.eye(2), rows)
+    second = rng.multivariate_normal([1, -1], [[1, -0.5], [-0.5, 1]], rows)
+    return np.concatenate([first, second]), np.repeat([0, 1], rows)
+
+
+def forum_answer(rows: int, seed: int = 0) -> pm.Model:
+    """Give each group its own LKJCholeskyCov and its own MvNormal over its own rows.
+
+    The accepted answer of the thread "Learning covariances using LKJCholeskyCov at the group level
+    in a hierarchical multivariate Normal model" on the forum of PyMC.
+    """
+    values, groups = forum_data(rows, seed)
+    with pm.Model(coords={"groups": ["A", "B"], "features": ["x", "y"]}) as model:
+        group_idx = pm.Data("group_idx", groups)
+        mu_group = pm.Normal("mu_group", mu=0, sigma=1, dims=("groups", "features"))
+        observed = []
+        for i, group in enumerate(["A", "B"]):
+            chol, _, _ = pm.LKJCholeskyCov(
+                f"{group}_chol",
+                n=2,
+                eta=2,
+                sd_dist=pm.Exponential.dist(1, shape=2),
+                compute_corr=True,
+                store_in_trace=False,
+            )
+            pm.Deterministic(f"{group}_cov", chol.dot(chol.T))
+            n = pt.eq(group_idx, i).sum()
+            observed.append(
+                pm.MvNormal(
+                    f"{group}_obs",
+                    mu=mu_group[i],
+                    chol=chol,
+                    observed=values[groups == i],
+                    shape=(n, 2),
+                )
+            )
+        pm.Deterministic("obs", pt.concatenate(observed, axis=0))
     return model
 
 
-#: Every model by its name; those of a loop take `n`, `q` and `seed`.
-MODELS = {
-    function.__name__: function
-    for function in (
-        loop,
-        loop_by_hand,
-        latent_loop,
-        latent_loop_by_hand,
-        iris,
-        eight_schools,
-        logistic,
-    )
-}
+def forum_question(rows: int, seed: int = 0) -> pm.Model:
+    """One factor for all rows, and a mean for each group: the question of the same thread."""
+    values, groups = forum_data(rows, seed)
+    with pm.Model(coords={"groups": ["A", "B"], "features": ["x", "y"]}) as model:
+        group_idx = pm.Data("group_idx", groups)
+        observations = pm.Data("observations", values)
+        mu_group = pm.Normal("mu_group", mu=0, sigma=1, dims=("groups", "features"))
+        chol, _, _ = pm.LKJCholeskyCov(
+            "chol", n=2, eta=2, sd_dist=pm.Exponential.dist(1, shape=2), store_in_trace=False
+        )
+        pm.Deterministic("cov", chol.dot(chol.T))
+        pm.MvNormal(
+            "obs", mu=mu_group[group_idx], chol=chol, observed=observations, shape=values.shape
+        )
+    return model
+
+
+def one_factor(rows: int, n: int = 2, seed: int = 0) -> pm.Model:
+    """Rows of constant data that share a mean and a Cholesky factor."""
+    [data] = correlated_rows(np.random.default_rng(seed), [rows], n)
+    with pm.Model() as model:
+        mu = pm.Normal("mu", 0, 2, shape=n)
+        pm.MvNormal("obs", mu, chol=lkj_factor("chol", n), observed=data)
+    return model
+
+
+def lkj_factor(name: str, n: int):
+    """A Cholesky factor with a weak prior."""
+    sd_dist = pm.Exponential.dist(1, shape=n)
+    return pm.LKJCholeskyCov(name, n=n, eta=2, sd_dist=sd_dist, store_in_trace=False)[0]
+
+
+def lkj_loop(groups: int, rows: int, n: int, ragged: bool = False, seed: int = 0) -> pm.Model:
+    """Loop over groups: an LKJCholeskyCov and an MvNormal over the rows of each.
+
+    Parameters
+    ----------
+    groups : int
+    rows : int
+        Rows of all groups together.
+    n : int
+        Length of a row.
+    ragged : bool
+        Different numbers of rows, or the same number in every group.
+    seed : int
+    """
+    rng = np.random.default_rng(seed)
+    sizes = ragged_sizes(rng, groups, rows) if ragged else [rows // groups] * groups
+    with pm.Model() as model:
+        mu = pm.Normal("mu", 0, 2, shape=(groups, n))
+        for i, data in enumerate(correlated_rows(rng, sizes, n)):
+            pm.MvNormal(f"obs_{i}", mu=mu[i], chol=lkj_factor(f"chol_{i}", n), observed=data)
+    return model
+
+
+def gathered_factors(
+    groups: int, rows: int, n: int, changing: bool = False, seed: int = 0
+) -> pm.Model:
+    """``chols[idx]``: one MvNormal over all rows, which gathers a factor for each of them.
+
+    Parameters
+    ----------
+    groups : int
+    rows : int
+        Rows of all groups together.
+    n : int
+        Length of a row.
+    changing : bool
+        Whether the index is ``pm.Data``.
+    seed : int
+    """
+    rng = np.random.default_rng(seed)
+    sizes = ragged_sizes(rng, groups, rows)
+    data = np.concatenate(correlated_rows(rng, sizes, n))
+    idx = np.repeat(np.arange(groups), sizes)
+    order = rng.permutation(rows)
+    data, idx = data[order], idx[order]
+    with pm.Model() as model:
+        if changing:
+            idx = pm.Data("idx", idx)
+        mu = pm.Normal("mu", 0, 2, shape=(groups, n))
+        chols = pt.stack([lkj_factor(f"chol_{i}", n) for i in range(groups)])
+        pm.MvNormal("obs", mu=mu[idx], chol=chols[idx], observed=data)
+    return model
+
+
+def vector_autoregression(rng, rows: int, lags: int, equations: int) -> np.ndarray:
+    """Simulate a stationary series, shape (rows, equations)."""
+    coefs = rng.normal(scale=0.2 / lags, size=(lags, equations, equations))
+    series = rng.normal(size=(rows, equations))
+    for t in range(lags, rows):
+        for lag in range(lags):
+            series[t] += coefs[lag] @ series[t - 1 - lag]
+    return series
+
+
+def lagged_mean(coefs, series: np.ndarray, lags: int):
+    """Mean of each row after the first `lags`, equation by equation and lag by lag."""
+    rows = len(series)
+    equations = []
+    for j in range(series.shape[1]):
+        terms = [
+            pm.math.sum(coefs[j, lag] * series[lags - 1 - lag : rows - 1 - lag], axis=-1)
+            for lag in range(lags)
+        ]
+        equations.append(pm.math.sum(pm.math.stack(terms), axis=0))
+    return pm.math.stack(equations, axis=-1)
+
+
+def hierarchical_var(
+    countries: int, rows: int, lags: int = 2, equations: int = 3, seed: int = 0
+) -> pm.Model:
+    """Hierarchical Bayesian vector autoregression, after the example in PyMC's gallery.
+
+    Each country has its own coefficients, drawn around those of all, and a factor that is a convex
+    combination of a global one and its own. The countries differ in their numbers of rows.
+    """
+    rng = np.random.default_rng(seed)
+    sizes = [size + lags for size in ragged_sizes(rng, countries, countries * rows)]
+    coords = {
+        "lags": range(1, lags + 1),
+        "equations": [f"y{j}" for j in range(equations)],
+        "cross_vars": [f"y{j}" for j in range(equations)],
+    }
+    with pm.Model(coords=coords) as model:
+        rho = pm.Beta("rho", alpha=2, beta=2)
+        alpha_location = pm.Normal("alpha_hat_location", 0, 0.1)
+        alpha_scale = pm.InverseGamma("alpha_hat_scale", 3, 0.5)
+        beta_location = pm.Normal("beta_hat_location", 0, 0.1)
+        beta_scale = pm.InverseGamma("beta_hat_scale", 3, 0.5)
+        omega_global, _, _ = pm.LKJCholeskyCov(
+            "omega_global", n=equations, eta=1.0, sd_dist=pm.Exponential.dist(1)
+        )
+        for i, size in enumerate(sizes):
+            series = vector_autoregression(rng, size, lags, equations)
+            z_alpha = pm.InverseGamma(f"z_scale_alpha_{i}", 3, 0.5)
+            z_beta = pm.InverseGamma(f"z_scale_beta_{i}", 3, 0.5)
+            coefs = pm.Normal(
+                f"lag_coefs_{i}",
+                mu=beta_location,
+                sigma=beta_scale * z_beta,
+                dims=("equations", "lags", "cross_vars"),
+            )
+            alpha = pm.Normal(
+                f"alpha_{i}", mu=alpha_location, sigma=alpha_scale * z_alpha, dims=("equations",)
+            )
+            noise_chol, _, _ = pm.LKJCholeskyCov(
+                f"noise_chol_{i}", n=equations, eta=10, sd_dist=pm.Exponential.dist(1)
+            )
+            omega = pm.Deterministic(f"omega_{i}", rho * omega_global + (1 - rho) * noise_chol)
+            pm.MvNormal(
+                f"obs_{i}",
+                mu=alpha + lagged_mean(coefs, series, lags),
+                chol=omega,
+                observed=series[lags:],
+            )
+    return model
+
+
+def lkj_effects(groups: int, rows: int, effects: int = 3, seed: int = 0) -> pm.Model:
+    """Correlated intercepts and slopes of several crossed factors, non-centred; no MvNormal."""
+    rng = np.random.default_rng(seed)
+    x, y = rng.normal(size=(2, rows))
+    index = rng.integers(0, groups, size=(effects, rows))
+    with pm.Model() as model:
+        mean = pm.Normal("intercept", 0, 2) + pm.Normal("slope", 0, 1) * x
+        for k in range(effects):
+            chol, _, _ = pm.LKJCholeskyCov(f"chol_{k}", n=2, eta=2, sd_dist=pm.Exponential.dist(1))
+            effect = chol @ pm.Normal(f"z_{k}", shape=(2, groups))
+            mean = mean + effect[0, index[k]] + effect[1, index[k]] * x
+        pm.Normal("y", mean, pm.HalfNormal("sigma", 1), observed=y)
+    return model
+
+
+def latent_gp(points: int, seed: int = 0) -> pm.Model:
+    """A Gaussian process at a few points, which a count is observed of."""
+    rng = np.random.default_rng(seed)
+    x = np.linspace(0, 1, points)[:, None]
+    with pm.Model() as model:
+        length = pm.InverseGamma("length", 3, 1)
+        gp = pm.gp.Latent(cov_func=pm.HalfNormal("scale") ** 2 * pm.gp.cov.Matern52(1, length))
+        f = gp.prior("f", X=x, reparameterize=False)
+        pm.Poisson("y", pm.math.exp(f), observed=rng.poisson(2, size=points))
+    return model
+
+
+def one_mvnormal(rows: int, n: int = 3, seed: int = 0) -> pm.Model:
+    """Rows of group effects under one LKJ prior, centred."""
+    rng = np.random.default_rng(seed)
+    with pm.Model() as model:
+        chol, _, _ = pm.LKJCholeskyCov("chol", n=n, eta=2, sd_dist=pm.Exponential.dist(1))
+        effects = pm.MvNormal("effects", np.zeros(n), chol=chol, shape=(rows, n))
+        pm.Normal("y", effects, pm.HalfNormal("sigma"), observed=rng.normal(size=(rows, n)))
+    return model

@@ -1,20 +1,29 @@
-"""Reports: tables on the screen, in Markdown and in CSV, with the machine that they come from."""
+"""Results: their file, which pyperf reads as well, and tables of them.
 
-import csv
-import json
+``python -m pyperf compare_to OLD.json NEW.json`` says what has changed between two runs, and
+``python -m pyperf stats`` what one consists of.
+"""
+
 import os
 import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from statistics import median
 
+import pyperf
 from rich.console import Console
 from rich.table import Table
 
-PACKAGES = ("pymc", "pytensor", "numba", "numpy", "scipy", "jax", "numpyro", "nutpie")
+from benchmarks.runner import Outcome, Outcomes, measured, ratio
+from benchmarks.scenarios import Bar, Scenario, agreement, all_scenarios
+
+PACKAGES = ("pymc", "pytensor", "numba", "numpy", "scipy", "jax", "numpyro")
 
 
-def machine() -> dict:
+def machine() -> dict[str, str]:
     """Processor, cores, versions and date."""
     processor = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
@@ -22,13 +31,11 @@ def machine() -> dict:
         lines = cpuinfo.read_text().splitlines()
         names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
         processor = names[0] if names else processor
+    versions = [f"{name} {found}" for name in PACKAGES if (found := installed(name))]
     return {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "processor": processor,
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "versions": {name: found for name in PACKAGES if (found := installed(name))},
-        "load_at_start": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "processor": f"{processor}, {os.cpu_count()} cores",
+        "versions": f"Python {platform.python_version()}, {', '.join(versions)}",
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
     }
 
 
@@ -40,171 +47,171 @@ def installed(package: str) -> str:
         return ""
 
 
-def headline(here: dict) -> str:
-    """Machine, versions and date in one line."""
-    versions = ", ".join(f"{name} {number}" for name, number in here["versions"].items())
-    return (
-        f"{here['processor']}, {here['cores']} cores; Python {here['python']}, {versions}; "
-        f"{here['date']}"
-    )
+@dataclass
+class Report:
+    """What was measured: the machine, the size of the run, and the outcomes of each scenario."""
 
+    machine: dict[str, str]
+    size: str
+    outcomes: dict[str, Outcomes]
 
-def explanation(report: dict) -> str:
-    """What the columns mean."""
-    return EXPLANATION + (
-        " Evaluations are timed by the CPU time of their process." * (report["clock"] == "cpu")
-    )
+    @property
+    def scenarios(self) -> list[Scenario]:
+        """Those that were run."""
+        known = all_scenarios(self.size, ["*", "long:*"])
+        return [scenario for scenario in known if scenario.name in self.outcomes]
 
+    @property
+    def headline(self) -> str:
+        """Machine, versions and date in one line."""
+        return "; ".join(self.machine[key] for key in ("processor", "versions", "date"))
 
-EXPLANATION = (
-    "First gradient: model.logp_dlogp_function(ravel_inputs=True) and its first call, in a fresh "
-    "process, with an empty cache of compiled code (cold, one run) or with that of an earlier "
-    "process (warm, median). Evaluate: one log-density with its gradient, one thread, median of "
-    "interleaved rounds. From compiled code: the same, called by a compiled loop as nutpie does, "
-    "without the microseconds that a call from Python takes. Ratios of one run are worth more than "
-    "times: all variants of a scenario take turns on the same machine."
-)
+    def save(self, file: Path) -> None:
+        """Write a suite of pyperf: one benchmark for each quantity of each variant."""
+        benchmarks = []
+        for scenario, outcomes in self.outcomes.items():
+            for label, outcome in outcomes.items():
+                facts = {f"fact {name}": value for name, value in outcome.facts.items()}
+                for quantity, times in outcome.times.items():
+                    known = {"name": f"{scenario} | {label} | {quantity}", "unit": "second"}
+                    metadata = known | self.machine | {"size": self.size} | facts
+                    times = [float(f"{seconds:.6g}") for seconds in times]
+                    run = pyperf.Run(times, metadata=metadata, collect_metadata=False)
+                    benchmarks.append(pyperf.Benchmark([run]))
+        if benchmarks:
+            file.parent.mkdir(exist_ok=True)
+            pyperf.BenchmarkSuite(benchmarks).dump(str(file), replace=True)
+
+    @classmethod
+    def load(cls, file: Path) -> "Report":
+        """Read what `save` has written."""
+        outcomes: dict[str, Outcomes] = {}
+        metadata: dict = {}
+        for benchmark in pyperf.BenchmarkSuite.load(str(file)).get_benchmarks():
+            metadata = benchmark.get_metadata()
+            scenario, label, quantity = benchmark.get_name().split(" | ")
+            outcome = outcomes.setdefault(scenario, {}).setdefault(label, Outcome())
+            outcome.times[quantity] = list(benchmark.get_values())
+            outcome.facts |= {
+                name.removeprefix("fact "): value
+                for name, value in metadata.items()
+                if name.startswith("fact ")
+            }
+        here = {key: metadata[key] for key in ("processor", "versions", "date")}
+        return cls(here, metadata["size"], outcomes)
 
 
 def seconds(value: float) -> str:
     """Three digits and a unit."""
-    if value >= 1:
-        return f"{value:.3g} s"
-    return f"{value * 1e3:.3g} ms" if value >= 1e-3 else f"{value * 1e6:.3g} µs"
+    for unit, factor in (("s", 1), ("ms", 1e3), ("µs", 1e6)):
+        # what rounds to 1000 is one of the next unit
+        if float(f"{value * factor:.3g}") >= 1 or unit == "µs":
+            return f"{value * factor:.3g} {unit}"
+    raise AssertionError
 
 
-def megabytes(value: float) -> str:
-    """In units of 10^6 bytes."""
-    return f"{value / 1e6:.3g} MB"
-
-
-#: Quantity -> (heading, how to write it); a table shows those that at least one of its rows has
-COLUMNS = {
+#: Quantity -> (what it is, how to write it); a table shows those that at least one of its rows has
+COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
     "build": ("build the model", seconds),
     "cold_compile": ("first gradient, cold", seconds),
     "compile": ("first gradient, warm", seconds),
     "logp": ("of which model.logp()", seconds),
-    "evaluate": ("evaluate", seconds),
+    "evaluate": ("evaluation", seconds),
     "inside": ("from compiled code", seconds),
-    "speedup": ("faster than the reference", "{:.3g}x".format),
-    "of_limit": ("time / limit", "{:.3g}".format),
-    "memory": ("memory of an evaluation", megabytes),
+    "memory": ("memory of an evaluation", lambda size: f"{size / 1e6:.3g} MB"),
     "logp_difference": ("difference: logp", "{:.0e}".format),
-    "gradient_difference": ("gradient", "{:.0e}".format),
-    "pymc": ("import pymc", seconds),
-    "plugin": ("then the plugin", seconds),
-    "sampling": ("sample", seconds),
-    "draws": ("draws", "{:.0f}".format),
-    "divergences": ("divergences", "{:.0f}".format),
-    "cold_prior": ("prior predictive, cold", seconds),
-    "prior": ("prior predictive, warm", seconds),
-    "cold_posterior": ("posterior predictive, cold", seconds),
-    "posterior": ("posterior predictive, warm", seconds),
+    "gradient_difference": ("difference: gradient", "{:.0e}".format),
+    **{
+        prefix + name: (f"{title}, {kind}", seconds)
+        for name, title in (
+            ("prior", "prior predictive"),
+            ("posterior", "posterior predictive"),
+            ("draws", "prior and posterior predictive"),
+        )
+        for prefix, kind in (("cold_", "cold"), ("", "warm"))
+    },
 }
 
-
-def modules(report: dict) -> dict[str, list[dict]]:
-    """The scenarios by the first half of their names."""
-    found: dict[str, list[dict]] = {}
-    for scenario in report["scenarios"]:
-        found.setdefault(scenario["name"].split(":")[0], []).append(scenario)
-    return found
+#: Headings and lines of text
+Cells = tuple[list[str], list[list[str]]]
 
 
-def results_table(scenarios: list[dict]) -> tuple[list[str], list[list[str]]]:
-    """Headings and rows of text: one row for each variant of each scenario."""
-    rows = [row for scenario in scenarios for row in scenario["rows"]]
-    columns = {name: column for name, column in COLUMNS.items() if any(name in row for row in rows)}
-    lines = []
-    for scenario in scenarios:
-        name = scenario["name"].split(":")[1]
-        for row in scenario["rows"]:
-            cells = [write(row[key]) if key in row else "" for key, (_, write) in columns.items()]
-            failed = " (failed)" if "error" in row else ""
-            lines.append([name, row["variant"] + failed, *cells])
-            name = ""
-    return ["scenario", "variant", *(heading for heading, _ in columns.values())], lines
+def cell(outcome: Outcome | None, quantity: str) -> str:
+    """The median of a quantity, "" where there is none."""
+    numbers = outcome.numbers(quantity) if outcome else []
+    return COLUMNS[quantity][1](median(numbers)) if numbers else ""
 
 
-def legend(scenarios: list[dict]) -> list[str]:
-    """What the names of the scenarios stand for."""
-    return [
-        f"{scenario['name'].split(':')[1]}: {scenario['title']}"
-        + (f"; the reference is '{scenario['reference']}'" if scenario["reference"] else "")
-        for scenario in scenarios
+def table_of(report: Report, scenarios: Sequence[Scenario]) -> Cells:
+    """One line for each variant of each scenario, with the ratio to its reference."""
+    found = [(scenario, report.outcomes[scenario.name]) for scenario in scenarios]
+    columns = [
+        name
+        for name in COLUMNS
+        if any(out.numbers(name) for _, outcomes in found for out in outcomes.values())
     ]
+    lines = []
+    for scenario, outcomes in found:
+        reference = outcomes.get(scenario.reference, Outcome()).numbers("evaluate")
+        for label, outcome in outcomes.items():
+            times = ratio(reference, outcome.numbers("evaluate"))
+            lines.append(
+                [
+                    scenario.name,
+                    label + " (failed)" * bool(outcome.error),
+                    *(cell(outcome, name) for name in columns),
+                    "" if times is None else f"{times:.3g}",
+                ]
+            )
+    headings = [COLUMNS[name][0] for name in columns]
+    return ["scenario", "variant", *headings, "times as fast"], lines
 
 
-def bars_table(scenarios: list[dict]) -> tuple[list[str], list[list[str]]]:
-    """Headings and rows of text: one row for each bar."""
+def asked(bar: Bar) -> str:
+    """A bar in words."""
+    label, quantity = bar.over
+    what = COLUMNS[quantity][0]
+    limit = f"at least {bar.at_least:g}" if bar.at_least is not None else f"at most {bar.at_most:g}"
+    if bar.under is None:
+        unit = {"evaluate": " s", "memory": " bytes"}.get(quantity, "")
+        return f"{what} {'of ' + repr(label) if label != '*' else ''} {limit}{unit}".replace(
+            "  ", " "
+        )
+    other, denominator = bar.under
+    under = (
+        f"{COLUMNS[denominator][0]} of {other!r}" if denominator != quantity else f"of {other!r}"
+    )
+    return f"{what} of {label!r} / {under}: {limit}"
+
+
+def bars_of(report: Report, scenarios: Sequence[Scenario]) -> Cells:
+    """One line for each bar."""
     lines = []
     for scenario in scenarios:
-        for bar in scenario["bars"]:
-            measured, holds = bar["measured"], {True: "yes", False: "NO", None: "not measured"}
-            number = "" if measured is None else f"{measured:.3g}" + "x" * bar["is_ratio"]
-            name = scenario["name"].split(":")[1]
-            lines.append([name, bar["asks"], number, holds[bar["holds"]]])
+        for bar in (*scenario.bars, *agreement(scenario)):
+            number = measured(bar, report.outcomes[scenario.name])
+            holds = "not measured" if number is None else "yes" if bar.holds(number) else "NO"
+            lines.append(
+                [scenario.name, asked(bar), "" if number is None else f"{number:.3g}", holds]
+            )
     return ["scenario", "bar", "measured", "met"], lines
 
 
-def show(console: Console, report: dict) -> None:
+def show(console: Console, report: Report) -> None:
     """Show the tables."""
-    for module, scenarios in modules(report).items():
-        for title, (headings, rows) in {
-            module: results_table(scenarios),
-            f"{module}: bars": bars_table(scenarios),
-        }.items():
-            if rows:
-                table = Table(*headings, title=title, title_justify="left")
-                for row in rows:
-                    table.add_row(*row, style="red" if row[-1] == "NO" else None)
+    for module in dict.fromkeys(s.name.partition(":")[0] for s in report.scenarios):
+        scenarios = [s for s in report.scenarios if s.name.startswith(f"{module}:")]
+        for headings, lines in (table_of(report, scenarios), bars_of(report, scenarios)):
+            table = Table(*headings)
+            for line in lines:
+                table.add_row(*line, style="red" if line[-1] == "NO" else None)
+            if lines:
                 console.print(table)
-        for line in legend(scenarios):
-            console.print(line, highlight=False, markup=False)
-        console.print()
-    console.print(headline(report["machine"]), highlight=False)
-    console.print(explanation(report), highlight=False)
-    for scenario in report["scenarios"]:
-        for row in scenario["rows"]:
-            if "error" in row:
-                console.print(
-                    f"{scenario['name']}, {row['variant']}: {row['error']}",
-                    style="red",
-                    markup=False,
-                )
-
-
-def markdown(report: dict) -> str:
-    """Write the report as Markdown."""
-    lines = [headline(report["machine"]), "", explanation(report), ""]
-    for module, scenarios in modules(report).items():
-        lines += [f"## {module}", "", *(f"- {line}" for line in legend(scenarios)), ""]
-        for table in (results_table(scenarios), bars_table(scenarios)):
-            lines += [*markdown_table(*table), ""]
-    return "\n".join(lines)
-
-
-def markdown_table(headings: list[str], rows: list[list[str]]) -> list[str]:
-    """The lines of one table."""
-    return [
-        "| " + " | ".join(headings) + " |",
-        "|" + "---|" * len(headings),
-        *("| " + " | ".join(row) + " |" for row in rows),
-    ]
-
-
-def write(report: dict, stem: Path) -> None:
-    """Write the report as JSON, Markdown and CSV."""
-    stem.parent.mkdir(exist_ok=True)
-    stem.with_suffix(".json").write_text(json.dumps(report, indent=1), encoding="utf-8")
-    stem.with_suffix(".md").write_text(markdown(report), encoding="utf-8")
-    rows = [
-        {"scenario": scenario["name"]} | row
-        for scenario in report["scenarios"]
-        for row in scenario["rows"]
-    ]
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    with stem.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, names)
-        table.writeheader()
-        table.writerows(rows)
+        for scenario in scenarios:
+            line = f"{scenario.name}: {scenario.title}"
+            console.print(line + f" (reference: {scenario.reference})" * bool(scenario.reference))
+    console.print(report.headline, highlight=False)
+    for name, outcomes in report.outcomes.items():
+        for label, outcome in outcomes.items():
+            if outcome.error:
+                console.print(f"{name}, {label}: {outcome.error}", style="red", markup=False)

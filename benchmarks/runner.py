@@ -3,14 +3,50 @@
 import re
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
+from threading import Lock
 
 import numpy as np
 
-from benchmarks.measure import Worker, WorkerError
-from benchmarks.scenarios import Bar, Scenario, Variant, agreement
+from benchmarks.scenarios import Bar, Scenario, Variant
+from benchmarks.worker import Worker, WorkerError
+
+#: One scenario at a time is evaluated, whatever another compiles meanwhile
+EVALUATING = Lock()
+
+
+@dataclass
+class Outcome:
+    """What is known of a variant.
+
+    Attributes
+    ----------
+    times : dict of str to list of float
+        Seconds: one number for each run, or for each round of evaluations.
+    facts : dict of str to float
+        Memory in bytes, relative differences from the reference.
+    error : str
+        What a process wrote before it failed; "" if none did.
+    """
+
+    times: dict[str, list[float]] = field(default_factory=dict)
+    facts: dict[str, float] = field(default_factory=dict)
+    error: str = ""
+
+    def add(self, **seconds: float | None) -> None:
+        """Append one number to each quantity; None stands for a number that cannot be had."""
+        for name, number in seconds.items():
+            if number is not None:
+                self.times.setdefault(name, []).append(number)
+
+    def numbers(self, quantity: str) -> list[float]:
+        """All that were measured of a quantity."""
+        return [self.facts[quantity]] if quantity in self.facts else self.times.get(quantity, [])
+
+
+Outcomes = dict[str, Outcome]
 
 
 @dataclass(frozen=True)
@@ -21,50 +57,26 @@ class Effort:
     ----------
     caches : Path
         Directory of the caches of compiled code.
-    warm : int
-        Runs of each variant after the first one, with the code that the first has left.
+    warm : int, optional
+        Warm runs of each variant, if not as many as it asks for.
     rounds : int
         Rounds of evaluations, each some hundredths of a second or one call, whichever is longer.
     seconds : float
         Where rounds take longer than this together, three are enough.
     timeout : float
         Seconds after which a step of a variant is given up.
-    clock : {"wall", "cpu"}
-        What evaluations are timed by. On a machine with other work to do, the CPU time of a
-        process says more than the time on the wall.
     """
 
     caches: Path
-    warm: int = 1
-    rounds: int = 15
-    seconds: float = 60.0
+    warm: int | None = None
+    rounds: int = 11
+    seconds: float = 20.0
     timeout: float = 3600.0
-    clock: str = "wall"
-
-
-@dataclass
-class Measured:
-    """What is known of a variant so far: every quantity as a list, one number for each run."""
-
-    variant: Variant
-    quantities: dict[str, list[float]]
-    error: str = ""
-
-    def add(self, **quantities) -> None:
-        """Append one number to each quantity; None stands for a number that cannot be had."""
-        for name, number in quantities.items():
-            if number is not None:
-                self.quantities.setdefault(name, []).append(number)
-
-    def row(self) -> dict:
-        """Medians, and the error if there is one."""
-        row = {name: median(numbers) for name, numbers in self.quantities.items()}
-        return {"variant": self.variant.label} | row | ({"error": self.error} if self.error else {})
 
 
 def run_scenario(
     scenario: Scenario, effort: Effort, scratch: Path, say: Callable[[str], None]
-) -> dict:
+) -> Outcomes:
     """Measure all variants of a scenario.
 
     Parameters
@@ -75,106 +87,80 @@ def run_scenario(
         Where the values may lie for a while.
     say : callable
         Told what happens next.
-
-    Returns
-    -------
-    dict
-        Of the scenario: `name`, `title`, `rows` (a dict for each variant) and `bars`.
     """
-    found = {variant.label: Measured(variant, {}) for variant in scenario.variants}
-    warm = effort.warm if scenario.warm is None else scenario.warm
+    found = {variant.label: Outcome() for variant in scenario.variants}
     with ExitStack() as stack:
         workers: dict[str, Worker] = {}
-        for run in range(1 + warm):
-            order = list(found.values())
-            for measured in order[::-1] if run % 2 else order:
-                once = measured.variant.once
-                if measured.error or (run and once):
-                    continue
-                say(f"{measured.variant.label}: run {run + 1} of {1 if once else 1 + warm}")
-                worker = prepare(scenario, measured, effort, last=once or run == warm)
-                if worker is not None:
-                    workers[measured.variant.label] = stack.enter_context(worker)
-        evaluate(found, workers, effort, scenario.clock or effort.clock, say)
-        say("comparing the numbers")
-        finish(scenario, found, workers, scratch)
-    bars = (*scenario.bars, *agreement(scenario))
-    return {
-        "name": scenario.name,
-        "title": scenario.title,
-        "reference": scenario.reference,
-        "facts": scenario.facts,
-        "rows": [measured.row() for measured in found.values()],
-        "bars": [judged(bar, found) for bar in bars],
-    }
+        for variant in scenario.variants:
+            outcome = found[variant.label]
+            warm = variant.warm if effort.warm is None else effort.warm
+            for run in range(1 + warm):
+                say(f"{variant.label}: run {run + 1} of {1 + warm}")
+                worker = prepare(scenario.name, variant, outcome, effort)
+                if worker is None:
+                    break
+                if run == warm:
+                    workers[variant.label] = stack.enter_context(worker)
+                else:
+                    worker.close()
+        with EVALUATING:
+            say("evaluations")
+            evaluate(scenario, found, workers, effort)
+            finish(scenario, found, workers, scratch)
+    return found
 
 
-def prepare(scenario: Scenario, measured: Measured, effort: Effort, last: bool) -> Worker | None:
-    """Prepare a variant in a fresh process; return the process if its evaluations are to come."""
-    variant = measured.variant
-    name = variant.cache or f"{scenario.name}-{variant.label}"
+def prepare(name: str, variant: Variant, outcome: Outcome, effort: Effort) -> Worker | None:
+    """Prepare a variant in a fresh process; None if it fails."""
     # it becomes part of PYTENSOR_FLAGS, where a comma would end it
-    cache = effort.caches / re.sub(r"\W+", "-", name)
+    cache = effort.caches / re.sub(r"\W+", "-", variant.cache or f"{name}-{variant.label}")
     cold = not cache.exists()
     worker = Worker(cache, variant.contestant, variant.arguments, effort.timeout)
     try:
-        quantities = worker.ask("prepare")
+        seconds = worker.ask("prepare")
     except WorkerError as error:
-        measured.error = str(error)
+        outcome.error = str(error)
         worker.close()
         return None
-    compiled = [name for name in ("compile", "prior", "posterior") if name in quantities]
-    if cold and compiled:
-        of_cold = {f"cold_{name}": quantities.pop(name) for name in compiled}
-        # what does not depend on the cache comes from the warm runs, if there are any
-        quantities = of_cold | quantities if last else of_cold
-    measured.add(**quantities)
-    if last:
-        return worker
-    worker.close()
-    return None
+    # neither of these depends on the cache
+    outcome.add(**{key: seconds.pop(key) for key in ("build", "logp") if key in seconds})
+    outcome.add(**{f"cold_{key}" if cold else key: value for key, value in seconds.items()})
+    return worker
 
 
-def evaluate(found: dict[str, Measured], workers, effort: Effort, clock: str, say) -> None:
+def evaluate(scenario: Scenario, found: Outcomes, workers: dict[str, Worker], effort: Effort):
     """Time evaluations, one batch of each worker after the other, round after round."""
-    timed = [label for label in workers if found[label].variant.timed]
+    timed = [variant.label for variant in scenario.variants if variant.timed]
+    timed = [label for label in timed if label in workers]
     for i in range(effort.rounds):
-        spent = sum(sum(found[label].quantities.get("evaluate", ())) for label in timed)
-        if i >= 3 and spent > effort.seconds:
+        if (
+            i >= 3
+            and sum(sum(found[label].numbers("evaluate")) for label in timed) > effort.seconds
+        ):
             return
-        say(f"evaluations, round {i + 1} of {effort.rounds}")
         for label in timed[::-1] if i % 2 else timed:
             try:
-                ask = workers[label].ask
-                found[label].add(
-                    evaluate=ask("time", clock=clock), inside=ask("inside", clock=clock)
-                )
+                evaluated = workers[label].ask("time", clock="wall" if scenario.alone else "cpu")
+                found[label].add(evaluate=evaluated, inside=workers[label].ask("inside"))
             except WorkerError as error:
                 found[label].error = str(error)
                 timed = [other for other in timed if other != label]
 
 
-def finish(scenario: Scenario, found: dict[str, Measured], workers, scratch: Path) -> None:
-    """Measure memory, and compare times and numbers with those of the reference."""
-    for measured in found.values():
-        own = measured.quantities.get("evaluate", [])
-        if scenario.reference != measured.variant.label:
-            measured.add(speedup=ratio(numbers_of((scenario.reference, "evaluate"), found), own))
-        if measured.variant.label != "limit":
-            measured.add(of_limit=ratio(own, numbers_of(("limit", "evaluate"), found)))
+def finish(scenario: Scenario, found: Outcomes, workers: dict[str, Worker], scratch: Path) -> None:
+    """Measure memory, and compare numbers with those of the reference."""
     if scenario.memory:
         for label, worker in workers.items():
-            found[label].add(memory=worker.ask("memory"))
-    reference = scenario.reference
-    if reference not in workers:
+            if (memory := worker.ask("memory")) is not None:
+                found[label].facts["memory"] = memory
+    if scenario.reference not in workers:
         return
-    files = {}
-    for i, (label, worker) in enumerate(workers.items()):
-        files[label] = scratch / f"{i}.npz"
+    files = {label: scratch / f"{i}.npz" for i, label in enumerate(workers)}
+    for label, worker in workers.items():
         worker.ask("values", file=str(files[label]))
+    reference = files.pop(scenario.reference)
     for label, file in files.items():
-        if label != reference:
-            found[label].add(**differences(file, files[reference]))
+        found[label].facts |= differences(file, reference)
 
 
 def differences(values_file: Path, reference_file: Path) -> dict[str, float]:
@@ -190,37 +176,29 @@ def differences(values_file: Path, reference_file: Path) -> dict[str, float]:
     return {"logp_difference": float(logp.max()), "gradient_difference": float(gradient.max())}
 
 
-def judged(bar: Bar, found: dict[str, Measured]) -> dict:
-    """The bar, what was measured, and whether it holds; None where it could not be measured."""
-    measured = ratio(numbers_of(bar.over, found), numbers_of(bar.under, found))
-    return {
-        "asks": bar.asks,
-        "measured": measured,
-        "is_ratio": bar.under is not None,
-        "holds": None if measured is None else bar.holds(measured),
-    }
+def measured(bar: Bar, found: Outcomes) -> float | None:
+    """What a bar is about; None where it could not be measured."""
+    over = numbers_of(bar.over, found)
+    if bar.under is None:
+        return median(over) if over else None
+    return ratio(over, numbers_of(bar.under, found))
 
 
-def numbers_of(which: tuple[str, str] | None, found: dict[str, Measured]) -> list[float] | None:
+def numbers_of(which: tuple[str, str], found: Outcomes) -> list[float]:
     """The numbers of (label, quantity)."""
-    if which is None:
-        return None
     label, quantity = which
     if label == "*":
-        medians = [m.row()[quantity] for m in found.values() if quantity in m.quantities]
-        return [max(medians)] if medians else []
-    return found[label].quantities.get(quantity, []) if label in found else []
+        return sorted(number for out in found.values() for number in out.numbers(quantity))[-1:]
+    return found[label].numbers(quantity) if label in found else []
 
 
-def ratio(over: list[float] | None, under: list[float] | None) -> float | None:
+def ratio(over: list[float], under: list[float]) -> float | None:
     """Median of the ratios round by round, where there are as many of one as of the other.
 
     A machine that slows down for a while then hits both sides.
     """
-    if not over or under == []:
+    if not over or not under:
         return None
-    if under is None:
-        return median(over)
     if len(over) == len(under):
         return median(a / b for a, b in zip(over, under, strict=True))
     return median(over) / median(under)

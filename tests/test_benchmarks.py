@@ -8,25 +8,27 @@ import pymc as pm
 import pytensor
 import pytest
 from pytensor.compile.mode import Mode
+from rich.console import Console
 
-from benchmarks import calibration, digits, profile, report
+from benchmarks import calibration, digits
 from benchmarks.contestants import (
-    Evaluated,
+    Contestant,
     Fitting,
     LimitDensity,
-    NumPyroModel,
+    NumPyroDensity,
     Predictive,
     PyMCModel,
     PyTensorDensity,
     UnrewrittenModel,
 )
-from benchmarks.measure import Worker, WorkerError
-from benchmarks.runner import Effort, Measured, differences, judged, run_scenario
+from benchmarks.report import Report, bars_of, machine, seconds, show, table_of
+from benchmarks.runner import Effort, Outcome, differences, measured, run_scenario
 from benchmarks.scenarios import SHORT, Bar, Scenario, Variant, agreement, all_scenarios
+from benchmarks.worker import Worker, WorkerError
 from pytensor_mvn_rewrites import disable, enable, explain
 from tests.harness import PIPELINE_MODE, REFERENCE_MODE, evaluate
 
-SCENARIOS = {scenario.name: scenario for scenario in all_scenarios("tiny")}
+SCENARIOS = {scenario.name: scenario for scenario in all_scenarios("tiny", ["*", "long:*"])}
 
 
 def compare(scenario, contestants, folder):
@@ -45,9 +47,8 @@ def compare(scenario, contestants, folder):
 def in_python(variant):
     """The contestant of a model, by Python's linker."""
     if variant.arguments["plugin"]:
-        return PyMCModel(**variant.arguments | {"mode": PIPELINE_MODE, "skip": ""})
-    names = ("model", "arguments", "plugin")
-    return UnrewrittenModel(**{name: variant.arguments[name] for name in names})
+        return PyMCModel(**variant.arguments, mode=PIPELINE_MODE)
+    return UnrewrittenModel(**variant.arguments)
 
 
 class Switched:
@@ -59,7 +60,7 @@ class Switched:
 
     def prepare(self):
         with enable() if self.plugin else disable():
-            assert self.contestant.prepare()["dimensions"]
+            self.contestant.prepare()
 
     def values(self, file):
         self.contestant.values(file, points=3)
@@ -73,21 +74,21 @@ def test_models_agree(name, tmp_path):
     contestants = {
         variant.label: Switched(in_python(variant), variant.arguments["plugin"])
         for variant in scenario.variants
-        # the other backends run the same models
-        if variant.label == scenario.reference or "JAX" not in variant.label
-        if variant.contestant != "NumPyroModel" and not variant.arguments.get("skip")
     }
     compare(scenario, contestants, tmp_path)
 
 
-def test_numpyro_agrees(tmp_path):
+@pytest.mark.parametrize("param", ["cov", "chol"])
+def test_numpyro_agrees(param, tmp_path):
     pytest.importorskip("numpyro")
-    scenario = SCENARIOS["loops:thread_3"]
-    size = {"arguments": {"n": 3, "q": 3}}
-    by_hand = UnrewrittenModel(model="models.loop_by_hand", plugin=False, **size)
-    numpyro = NumPyroModel(model="loops.numpyro_loop", **size)
-    contestants = {scenario.reference: Switched(by_hand, False), "NumPyro": Switched(numpyro, True)}
-    compare(scenario, contestants, tmp_path)
+    size = {"count": 9, "n": 3, "param": param}
+    by_hand = PyTensorDensity(mode=Mode("py", optimizer=None), **size)
+    with disable():
+        compare(
+            SCENARIOS["oplevel:cov_9_3"],
+            {"NumPyro": NumPyroDensity(**size), "by hand": by_hand},
+            tmp_path,
+        )
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="the limit needs GCC")
@@ -98,7 +99,7 @@ def test_limit_agrees(param, n, tmp_path):
     """The C++ kernel, whole blocks and a rest, against PyTensor in Python."""
     scenario = SCENARIOS["oplevel:cov_9_3"]
     size = {"count": 19, "n": n, "param": param}
-    by_hand = PyTensorDensity(plugin=False, mode=Mode("py", optimizer=None), **size)
+    by_hand = PyTensorDensity(mode=Mode("py", optimizer=None), **size)
     with disable():
         compare(scenario, {"limit": LimitDensity(**size), "by hand": by_hand}, tmp_path)
 
@@ -106,7 +107,7 @@ def test_limit_agrees(param, n, tmp_path):
 @pytest.mark.parametrize("size", ["full", "short", "tiny"])
 def test_names_and_bars(size):
     """Names are unique; bars and references name variants that are there."""
-    scenarios = list(all_scenarios(size))
+    scenarios = list(all_scenarios(size, ["*", "long:*"]))
     names = {scenario.name for scenario in scenarios}
     assert len(names) == len(scenarios)
     assert size != "short" or names >= set(SHORT)
@@ -128,10 +129,21 @@ def test_fitting_and_predictive():
         assert advi.prepare()["compile"] > 0
         advi.call()
         arguments = {"model": "loop", **size}
-        fused = Predictive(model="loops.fused", arguments=arguments, plugin=True, draws=3)
-        assert fused.prepare()["round_trip"] == 1
+        fused = Predictive(model="models.fused", arguments=arguments, plugin=True, draws=3)
+        assert set(fused.prepare()) == {"prior", "posterior", "draws"}
         loop = Predictive(model="models.loop", arguments=size, plugin=True, draws=3)
-        assert "round_trip" not in loop.prepare()
+        assert loop.prepare()["draws"] > 0
+
+
+def test_draws_that_do_not_come_back(monkeypatch):
+    monkeypatch.setattr("benchmarks.contestants.comes_back", lambda drawn, model: False)
+    arguments = {"model": "loop", "n": 3, "q": 2}
+    fused = Predictive(model="models.fused", arguments=arguments, plugin=True, draws=3)
+    with (
+        pytensor.config.change_flags(mode="FAST_COMPILE", cxx=""),
+        pytest.raises(AssertionError, match="unfuse"),
+    ):
+        fused.prepare()
 
 
 def test_only():
@@ -139,132 +151,131 @@ def test_only():
         "groups:forum_answer",
         "groups:forum_question",
     ]
+    assert not [s for s in all_scenarios("tiny") if s.name.startswith("long:")]
+    assert [s.name for s in all_scenarios("tiny", ["long:*"])] == ["long:advi_off"]
 
 
 def test_a_run_in_processes(tmp_path):
-    """Fresh processes, a failing one among them, and the report of what they say."""
-    scenario = Scenario(
-        "imports:both",
-        "two imports",
-        (
-            Variant("imports", "Imports", {}, timed=False, once=True),
-            Variant(
-                "broken, with a comma",
-                "PyMCModel",
-                {"model": "models.none", "arguments": {}, "plugin": 0},
-            ),
-        ),
-        (
-            Bar("an hour", ("imports", "plugin"), at_most=3600),
-            Bar("", ("broken, with a comma", "build")),
-        ),
-    )
-    result = run_scenario(scenario, Effort(tmp_path / "caches"), tmp_path, lambda what: None)
-    imports, broken = result["rows"]
-    assert imports["plugin"] > 0
-    assert "no attribute 'none'" in broken["error"]
-    assert [bar["holds"] for bar in result["bars"]] == [True, None]
-
-    found = {"machine": report.machine(), "clock": "wall", "scenarios": [result]}
-    report.write(found, tmp_path / "results" / "report")
-    text = (tmp_path / "results" / "report.md").read_text(encoding="utf-8")
-    assert "| both | an hour |" in text
-    assert "broken, with a comma (failed)" in text
-    assert {path.suffix for path in (tmp_path / "results").iterdir()} == {".json", ".md", ".csv"}
-
-
-def test_times_are_compared_with_reference_and_limit(tmp_path):
-    """Contestants of milliseconds, in processes that compile nothing."""
-    size = {"count": 9, "n": 3, "param": "cov"}
-    variants = [Variant(name, "NumPyroDensity", size, once=True) for name in ("limit", "by hand")]
+    """Fresh processes, a failing one among them."""
     pytest.importorskip("numpyro")
-    scenario = Scenario("a:b", "two times the same", tuple(variants), (), reference="by hand")
-    effort = Effort(tmp_path / "caches", rounds=2, clock="cpu")
-    result = run_scenario(scenario, effort, tmp_path, lambda what: None)
-    limit, by_hand = result["rows"]
-    assert limit["speedup"] == pytest.approx(by_hand["of_limit"])
-    assert limit["logp_difference"] == limit["gradient_difference"] == 0
-    assert "speedup" not in by_hand
-    assert all(bar["holds"] for bar in result["bars"])
-    headings, rows = report.results_table([result])
-    assert headings[-4:] == [
-        "faster than the reference",
-        "time / limit",
-        "difference: logp",
-        "gradient",
+    size = {"count": 9, "n": 3, "param": "cov"}
+    broken = {"model": "models.none", "arguments": {}, "plugin": 0}
+    scenario = Scenario(
+        "a:b",
+        "two times the same, and nothing",
+        (
+            Variant("limit", "NumPyroDensity", size, warm=0),
+            Variant("by hand", "NumPyroDensity", size, warm=0),
+            Variant("broken, with a comma", "PyMCModel", broken),
+        ),
+        (Bar(("broken, with a comma", "build"), ("limit", "evaluate"), at_most=1),),
+        reference="by hand",
+    )
+    effort = Effort(tmp_path / "caches", rounds=2)
+    found = run_scenario(scenario, effort, tmp_path, lambda what: None)
+    assert "no attribute 'none'" in found["broken, with a comma"].error
+    assert len(found["limit"].times["evaluate"]) == 2
+    assert "inside" not in found["limit"].times
+    assert found["limit"].facts == {"logp_difference": 0, "gradient_difference": 0}
+    assert not found["by hand"].facts
+    assert measured(scenario.bars[0], found) is None
+    assert [measured(bar, found) for bar in agreement(scenario)] == [0, 0]
+
+
+def outcomes_of(scenario):
+    """Made-up times of every variant, without those that failed."""
+    numbers = {"cold_compile": [20.0], "build": [1.0], "evaluate": [1e-3, 2e-3]}
+    found = {variant.label: Outcome({**numbers}) for variant in scenario.variants}
+    found[scenario.variants[0].label].facts = {"logp_difference": 0.0, "memory": 10}
+    return found
+
+
+def test_a_report_is_what_was_saved(tmp_path):
+    outcomes = {name: outcomes_of(scenario) for name, scenario in SCENARIOS.items()}
+    report = Report(machine(), "tiny", outcomes)
+    report.save(tmp_path / "results" / "run.json")
+    loaded = Report.load(tmp_path / "results" / "run.json")
+    assert loaded == report
+    assert [scenario.name for scenario in loaded.scenarios] == [*SCENARIOS]
+
+
+def test_tables():
+    scenario = SCENARIOS["structures:kronecker"]
+    found = outcomes_of(scenario)
+    found["on"].times["evaluate"] = [1e-5, 4e-5]
+    found["off"].error = "it failed"
+    report = Report(machine(), "tiny", {scenario.name: found})
+    headings, lines = table_of(report, [scenario])
+    assert headings[-1] == "times as fast"
+    assert [line[1] for line in lines] == ["on", "off (failed)"]
+    assert [line[-1] for line in lines] == ["75", "1"]
+    _, bars = bars_of(report, [scenario])
+    assert [line[2:] for line in bars] == [
+        ["75", "NO"],
+        ["10", "yes"],
+        ["1", "yes"],
+        ["0", "yes"],
+        ["", "not measured"],
     ]
-    assert [row[:2] for row in rows] == [["b", "limit"], ["", "by hand"]]
+    console = Console(record=True, width=200)
+    show(console, report)
+    text = console.export_text()
+    assert "evaluation of 'off' / of 'on': at least 300" in text
+    assert "structures:kronecker, off: it failed" in text
 
 
-def test_profile():
-    """Every node of the compiled loop is timed on real numbers, and one solves with the factors."""
-    function, arguments = profile.compiled_loop(3, 2)
-    expected = function(*arguments)
-    times = list(profile.node_times(function, arguments, mode=Mode("py", optimizer=None)))
-    assert [own.node for own in times] == function.maker.fgraph.toposort()
-    assert all(own.seconds > 0 for own in times)
-    [one] = [own for own in times if own.factorizes]
-    assert one.node.op.outputs == ("quaddist", "ddelta")
-    known = {
-        variable: value
-        for own in times
-        for variable, value in zip(own.node.outputs, own.outputs, strict=True)
-    }
-    for variable, value in zip(function.maker.fgraph.outputs, expected, strict=True):
-        np.testing.assert_allclose(known[variable], value, rtol=1e-12)
-    table = profile.table_of(times, 1e-6)
-    # with their sum, the whole, and a call
-    assert table.row_count == len(times) + 3
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(0.0, "0 µs"), (2.5e-8, "0.025 µs"), (9.996e-4, "1 ms"), (0.5, "500 ms"), (83.2, "83.2 s")],
+)
+def test_seconds(number, text):
+    assert seconds(number) == text
 
 
-def test_plots(tmp_path):
-    """One panel for each kind of scenario that comes in several sizes."""
-    plots = pytest.importorskip("benchmarks.plots", exc_type=ImportError)
-    report = {"machine": {"processor": "a processor", "date": "today"}, "scenarios": []}
-    assert not plots.save(report, tmp_path / "none.svg")
-    for count in (10, 100):
-        rows = [
-            {"variant": name, "evaluate": seconds * count}
-            for name, seconds in (("plugin", 2e-9), ("by hand", 3e-7), ("limit", 1e-9))
-        ]
-        facts = {"N": count, "n": 3, "param": "cov"}
-        report["scenarios"].append({"name": "oplevel:x", "facts": facts, "rows": rows})
-    assert plots.save(report, tmp_path / "plot.svg")
-    text = (tmp_path / "plot.svg").read_text(encoding="utf-8")
-    assert "N Gaussians with n = 3" in text
-    assert "divided by the C++ limit" in text
-    assert "PyMC loop" not in text
+class TestPublish:
+    publish = pytest.importorskip("benchmarks.publish", exc_type=ImportError)
 
+    @pytest.mark.parametrize("page", publish.PAGES, ids=lambda page: page.name)
+    def test_pages_have_the_figures_of_the_published_run(self, page):
+        text = page.read_text(encoding="utf-8")
+        names = self.publish.BLOCK.findall(text)
+        assert names
+        assert self.publish.filled(text, Report.load(self.publish.PUBLISHED)) == text
 
-def test_plots_of_several_reports():
-    plots = pytest.importorskip("benchmarks.plots", exc_type=ImportError)
-    machine = {"processor": "a processor", "cores": 2, "versions": {"pymc": "6"}, "date": "today"}
-    first = {"machine": machine, "clock": "cpu", "scenarios": ["a"]}
-    second = {"machine": machine | {"date": "tomorrow"}, "clock": "cpu", "scenarios": ["b", "c"]}
-    joined = plots.joined([first, second])
-    assert joined["scenarios"] == ["a", "b", "c"]
-    assert joined["machine"]["date"] == "tomorrow"
-    with pytest.raises(ValueError, match="clocks"):
-        plots.joined([first, second | {"clock": "wall"}])
-    with pytest.raises(ValueError, match="cores differ"):
-        plots.joined([first, second | {"machine": machine | {"cores": 4}}])
+    def test_every_scenario_is_published(self):
+        report = Report.load(self.publish.PUBLISHED)
+        expected = {scenario.name for scenario in all_scenarios("full", ["*", "long:*"])}
+        assert report.outcomes.keys() == expected
+
+    def test_reports_of_one_machine_are_one(self):
+        here = machine()
+        first, second = (Report(here, "full", {name: {}}) for name in ("a", "b"))
+        assert [*self.publish.joined([first, second]).outcomes] == ["a", "b"]
+        with pytest.raises(ValueError, match="machines"):
+            self.publish.joined([first, Report(here | {"processor": "another"}, "full", {})])
+
+    def test_plot(self, tmp_path):
+        self.publish.plot(Report.load(self.publish.PUBLISHED), tmp_path / "plot.svg")
+        text = (tmp_path / "plot.svg").read_text(encoding="utf-8")
+        assert "vectors of length 3" in text
+        assert "times the limit" in text
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the system does not say")
 def test_memory():
     """An evaluation holds two arrays of 8 MB."""
 
-    class TwoArrays(Evaluated):
+    class TwoArrays(Contestant):
         def call(self):
             ones = np.ones(10**6)
             return ones + 1
 
-    assert 15e6 < TwoArrays().memory() < 24e6
+    assert 15e6 < TwoArrays(False).memory() < 24e6
 
 
 def test_a_late_worker(tmp_path):
     with (
-        Worker(tmp_path, "Imports", {}, timeout=0.01) as worker,
+        Worker(tmp_path, "Density", {}, timeout=0.01) as worker,
         pytest.raises(WorkerError, match="exit status"),
     ):
         worker.ask("prepare")
@@ -272,15 +283,16 @@ def test_a_late_worker(tmp_path):
 
 def test_ratios_are_taken_round_by_round():
     found = {
-        "a": Measured(None, {"evaluate": [1.0, 2.0, 30.0], "build": [1.0]}),
-        "b": Measured(None, {"evaluate": [2.0, 4.0, 60.0]}),
+        "a": Outcome({"evaluate": [1.0, 2.0, 30.0], "build": [1.0]}),
+        "b": Outcome({"evaluate": [2.0, 4.0, 60.0]}),
     }
-    by_round = judged(Bar("", ("b", "evaluate"), ("a", "evaluate"), at_least=2), found)
-    assert by_round["measured"] == 2
-    assert by_round["holds"]
-    by_median = judged(Bar("", ("a", "evaluate"), ("a", "build"), at_most=1.9), found)
-    assert by_median["measured"] == 2
-    assert not by_median["holds"]
+    by_round = Bar(("b", "evaluate"), ("a", "evaluate"), at_least=2)
+    assert measured(by_round, found) == 2
+    assert by_round.holds(2)
+    by_median = Bar(("a", "evaluate"), ("a", "build"), at_most=1.9)
+    assert measured(by_median, found) == 2
+    assert not by_median.holds(2)
+    assert measured(Bar(("*", "evaluate"), at_most=1), found) == 60
 
 
 @pytest.mark.parametrize("name", digits.MODELS)

@@ -9,7 +9,7 @@ from pytensor.tensor.basic import Join, MakeVector
 from pytensor.tensor.subtensor import AdvancedSubtensor
 
 import pytensor_mvn_rewrites as mvn
-from benchmarks.groups import forum_answer
+from benchmarks.models import forum_answer
 from pytensor_mvn_rewrites.lower.numba_backend import NumbaGaussianOp
 from pytensor_mvn_rewrites.lower.slices import join_at_once, join_slices
 from pytensor_mvn_rewrites.ops import inv_quad_logdet

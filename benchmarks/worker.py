@@ -1,10 +1,9 @@
-"""Measurements in processes of their own.
+"""A contestant in a process of its own, which answers questions over its standard streams.
 
-:class:`Worker` starts ``python -m benchmarks.measure``, which makes one of the contestants of
-:mod:`benchmarks.contestants` and then calls the methods that it is asked for. Nothing that an
-earlier measurement left in memory can help a fresh process; what processes may share is the disk
-cache of compiled code, which is named when they start. Several workers can be alive at the same
-time, so that their evaluations are timed in rounds that interleave them.
+Nothing that an earlier measurement left in memory can help a fresh process; what processes may
+share is the disk cache of compiled code, which is named when they start. Several can be alive at
+the same time, so that their evaluations are timed in rounds in which they take turns: neither asv
+nor pyperf do that, and ratios of one round are what holds on a machine with other work to do.
 """
 
 import json
@@ -17,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 
-#: One thread for everything: samplers run chains in parallel
+#: One thread for everything
 ONE_THREAD = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
@@ -34,13 +33,12 @@ class WorkerError(RuntimeError):
 
 
 class Worker:
-    """A contestant in a process of its own; a context manager.
+    """A process with a contestant; a context manager.
 
     Parameters
     ----------
-    compiledir : path
-        Directory for the compiled code of PyTensor and Numba. An empty one makes a cold run, and
-        one that the same measurement has used before a warm run.
+    cache : path
+        Directory for the compiled code of PyTensor and Numba: empty for a cold run.
     contestant : str
         Name of a class of :mod:`benchmarks.contestants`.
     arguments : dict
@@ -49,15 +47,14 @@ class Worker:
         Seconds that one answer may take.
     """
 
-    def __init__(self, compiledir, contestant: str, arguments: dict, timeout: float = 3600.0):
-        flags = [os.environ.get("PYTENSOR_FLAGS", ""), f"base_compiledir={compiledir}"]
-        environment = ONE_THREAD | {"PYTENSOR_FLAGS": ",".join(filter(None, flags))}
+    def __init__(self, cache, contestant: str, arguments: dict, timeout: float = 3600.0):
+        flags = [os.environ.get("PYTENSOR_FLAGS", ""), f"base_compiledir={cache}"]
         self.timeout = timeout
         self.errors = tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.measure", contestant, json.dumps(arguments)],
+            [sys.executable, "-m", "benchmarks.worker", contestant, json.dumps(arguments)],
             cwd=ROOT,
-            env=os.environ | environment,
+            env=os.environ | ONE_THREAD | {"PYTENSOR_FLAGS": ",".join(filter(None, flags))},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,
@@ -71,13 +68,7 @@ class Worker:
         self.close()
 
     def ask(self, method: str, **arguments):
-        """Call a method of the contestant.
-
-        Raises
-        ------
-        WorkerError
-            If the process fails or does not answer in time.
-        """
+        """Call a method of the contestant; WorkerError if it fails or is late."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         late = threading.Timer(self.timeout, self.process.kill)
@@ -100,24 +91,12 @@ class Worker:
 
     def close(self) -> None:
         """End the process."""
-        if self.process.stdin is not None and not self.process.stdin.closed:
-            self.process.stdin.close()
         try:
-            self.process.wait(10)
+            self.process.communicate(timeout=10)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            self.process.wait()
-        if self.process.stdout is not None:
-            self.process.stdout.close()
+            self.process.communicate()
         self.errors.close()
-
-
-def serve(contestant, questions, answers) -> None:
-    """Answer each line ``[method, arguments]`` of `questions` with a line of JSON."""
-    for line in questions:
-        method, arguments = json.loads(line)
-        answers.write(json.dumps(getattr(contestant, method)(**arguments)) + "\n")
-        answers.flush()
 
 
 def main() -> None:
@@ -128,7 +107,10 @@ def main() -> None:
     from benchmarks import contestants
 
     contestant = getattr(contestants, sys.argv[1])(**json.loads(sys.argv[2]))
-    serve(contestant, sys.stdin, answers)
+    for line in sys.stdin:
+        method, arguments = json.loads(line)
+        answers.write(json.dumps(getattr(contestant, method)(**arguments)) + "\n")
+        answers.flush()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,237 @@
+"""Write the figures of a run into the pages: ``python -m benchmarks.publish [FILE ...]``.
+
+Pages say where: between ``<!-- figures: NAME -->`` and ``<!-- end of figures -->`` stands what the
+function NAME of this module makes of the run. The run becomes ``benchmarks/published.json``, of
+which a test makes the figures again; without FILE that is the run. Several files are taken
+together: that of a full run, and those of the scenarios called ``"long:..."``.
+"""
+
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+from statistics import median
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks.report import COLUMNS, Report, bars_of, cell
+from benchmarks.runner import Outcome, ratio
+from benchmarks.scenarios import Scenario
+
+ROOT = Path(__file__).parent.parent
+PUBLISHED = Path(__file__).parent / "published.json"
+PLOT = Path(__file__).parent / "plot.svg"
+PAGES = [ROOT / "README.md", ROOT / "docs" / "performance.md"]
+
+#: The same colour and marker for a contestant in all plots
+STYLES = {
+    "plugin": ("#0072B2", "o"),
+    "by hand": ("#D55E00", "s"),
+    "plugin, JAX": ("#56B4E9", "^"),
+    "NumPyro": ("#CC79A7", "D"),
+    "limit": ("#000000", "x"),
+}
+
+Points = dict[str, list[tuple[float, float]]]
+
+
+def table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of Markdown."""
+    rows = [headings, ["---"] * len(headings), *lines]
+    return ["| " + " | ".join(row) + " |" for row in rows]
+
+
+def pairs(report: Report, named: dict[Scenario, str], quantities: Sequence[str]) -> list[str]:
+    """A line for each scenario: each quantity without and with the plugin."""
+    lines = []
+    for scenario, title in named.items():
+        outcomes = report.outcomes[scenario.name]
+        off = outcomes.get("off") or outcomes.get("by hand, off")
+        texts = [title]
+        for quantity in quantities:
+            numbers = [cell(outcome, quantity) for outcome in (off, outcomes.get("on"))]
+            texts.append(", ".join(filter(None, numbers)))
+        lines.append(texts)
+    return table(["model", *(COLUMNS[quantity][0] for quantity in quantities)], lines)
+
+
+def matching(report: Report, pattern: str) -> list[Scenario]:
+    """Scenarios by a shell-style pattern."""
+    return [scenario for scenario in report.scenarios if fnmatch(scenario.name, pattern)]
+
+
+def variants(report: Report, pattern: str, quantities: Sequence[str]) -> list[str]:
+    """A line for each variant of each scenario."""
+    lines = [
+        [scenario.title, label, *(cell(outcome, quantity) for quantity in quantities)]
+        for scenario in matching(report, pattern)
+        for label, outcome in report.outcomes[scenario.name].items()
+    ]
+    headings = (COLUMNS[quantity][0] for quantity in quantities)
+    return table(["model", "variant", *headings], lines)
+
+
+def readme(report: Report) -> list[str]:
+    """Four models, and where they were measured."""
+    titles = {
+        "loops:1000": "the loop above, N=1000, q=3 (without: vectorised by hand)",
+        "groups:ragged": None,
+        "structures:kronecker": None,
+        "structures:block_diagonal": None,
+    }
+    found = {scenario.name: scenario for scenario in report.scenarios}
+    named = {found[name]: title or found[name].title for name, title in titles.items()}
+    rows = pairs(report, named, ["evaluate", "cold_compile"])
+    return [*rows, "", "Each pair is without and with this package, in CPU time of one thread:",
+            f"{report.headline}."]  # fmt: skip
+
+
+def machine(report: Report) -> list[str]:
+    """Where and when."""
+    return [f"Measured on {report.headline}."]
+
+
+def loops(report: Report) -> list[str]:
+    """Compile and evaluation times of the loop."""
+    quantities = ["build", "cold_compile", "compile", "logp", "evaluate", "inside"]
+    return variants(report, "loops:[0-9l]*", quantities)
+
+
+def fused(report: Report) -> list[str]:
+    """Fused models, and ADVI."""
+    return [
+        *variants(report, "loops:fused_*", ["cold_compile", "compile", "evaluate"]),
+        "",
+        *variants(report, "lo*:advi*", ["cold_compile", "compile", "evaluate"]),
+    ]
+
+
+def predictive(report: Report) -> list[str]:
+    """Predictive draws."""
+    quantities = ["cold_prior", "prior", "cold_posterior", "posterior", "draws"]
+    return variants(report, "loops:predictive", quantities)
+
+
+def densities(report: Report) -> list[str]:
+    """The bare density, a column for each system."""
+    lines = [
+        [scenario.title, *(cell(outcomes.get(name), "evaluate") for name in STYLES)]
+        for scenario in matching(report, "oplevel:c*")
+        for outcomes in [report.outcomes[scenario.name]]
+    ]
+    return table(["", *STYLES], lines)
+
+
+def threads(report: Report) -> list[str]:
+    """One thread and two."""
+    return variants(report, "oplevel:threads", ["evaluate"])
+
+
+def groups(report: Report) -> list[str]:
+    """Models with groups, and those with next to nothing to gain."""
+    named = {found: found.title for found in matching(report, "groups:*")}
+    named |= {found: found.title for found in matching(report, "small:*")}
+    return pairs(report, named, ["evaluate", "inside", "cold_compile"])
+
+
+def structures(report: Report) -> list[str]:
+    """Structured covariances."""
+    named = {found: found.title for found in matching(report, "structures:*")}
+    return pairs(report, named, ["evaluate", "inside", "cold_compile"])
+
+
+def bars(report: Report) -> list[str]:
+    """What was asked of each scenario, and whether it holds."""
+    return table(*bars_of(report, report.scenarios))
+
+
+#: A place for figures, and its name
+BLOCK = re.compile(r"<!-- figures: (\w+) -->\n.*?<!-- end of figures -->", flags=re.DOTALL)
+
+
+def filled(page: str, report: Report) -> str:
+    """The page with the figures of a run."""
+
+    def figures(match: re.Match) -> str:
+        first, *_, last = match[0].splitlines()
+        return "\n".join([first, *globals()[match[1]](report), last])
+
+    return BLOCK.sub(figures, page)
+
+
+def curves(report: Report, x: str, **fixed) -> Iterator[tuple[str, Points]]:
+    """Times against `x` of the densities with these facts: seconds, and times the limit."""
+    seconds: Points = {}
+    relative: Points = {}
+    found = [s for s in report.scenarios if s.facts and fixed.items() <= s.facts.items()]
+    for scenario in sorted(found, key=lambda s: s.facts[x]):
+        outcomes = report.outcomes[scenario.name]
+        times = {label: outcomes.get(label, Outcome()).numbers("evaluate") for label in STYLES}
+        for label in filter(times.get, times):
+            at = scenario.facts[x]
+            seconds.setdefault(label, []).append((at, median(times[label])))
+            if (of_limit := ratio(times[label], times["limit"])) is not None:
+                relative.setdefault(label, []).append((at, of_limit))
+    yield "seconds", seconds
+    yield "times the limit in C++", relative
+
+
+def draw(axes: Axes, points: Points, title: str, x: str, y: str) -> None:
+    """Draw one line for each contestant, on logarithmic axes."""
+    for name, line in points.items():
+        colour, marker = STYLES[name]
+        axes.loglog(*zip(*line, strict=True), color=colour, marker=marker, ms=4, lw=1.3, label=name)
+    if x == "n":
+        lengths = sorted({position for line in points.values() for position, _ in line})
+        axes.set_xticks(lengths, [f"{length:g}" for length in lengths])
+        axes.minorticks_off()
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(True, which="major", lw=0.4, alpha=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def plot(report: Report, file: Path) -> None:
+    """Draw the bare density against N and n."""
+    drawing = Figure(figsize=(9.5, 6.9), layout="constrained")
+    grid = drawing.subplots(2, 2)
+    for column, x, title, fixed in (
+        (0, "N", "N vectors of length 3: value and gradients", {"n": 3}),
+        (1, "n", "1000 vectors: value and gradients", {"N": 1000}),
+    ):
+        for row, (y, points) in enumerate(curves(report, x, param="cov", **fixed)):
+            draw(grid[row, column], points, title, x, y)
+    handles, labels = grid[0, 0].get_legend_handles_labels()
+    drawing.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False)
+    drawing.suptitle(f"{report.headline}, one thread", fontsize=7, x=0.01, ha="left")
+    # text as text and no random identifiers: small files that differ only where the numbers do
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "benchmarks"}):
+        drawing.savefig(file, metadata={"Date": None})
+
+
+def joined(reports: Sequence[Report]) -> Report:
+    """One report of all scenarios; ValueError if they are not of one machine."""
+    first, *others = reports
+    for other in others:
+        if any(other.machine[key] != first.machine[key] for key in ("processor", "versions")):
+            raise ValueError("the reports are of different machines or versions")
+    outcomes = {name: found for report in reports for name, found in report.outcomes.items()}
+    return Report(first.machine, first.size, outcomes)
+
+
+def main() -> None:
+    """Keep the runs that the command line names, fill all pages, and draw."""
+    if sys.argv[1:]:
+        joined([Report.load(Path(file)) for file in sys.argv[1:]]).save(PUBLISHED)
+    report = Report.load(PUBLISHED)
+    for page in PAGES:
+        page.write_text(filled(page.read_text(encoding="utf-8"), report), encoding="utf-8")
+    plot(report, PLOT)
+
+
+if __name__ == "__main__":
+    main()
