@@ -13,6 +13,7 @@ variable that loses most, relative to the largest entry of its gradient.
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 import pymc as pm
@@ -25,6 +26,7 @@ from tests.certificates.interpreter import evaluate
 
 CONDITIONS = [10.0**k for k in range(2, 15, 2)]
 POINTS = 20
+TABLES = Path(__file__).parent / "digits.md"
 EPS = float(np.finfo("float64").eps)
 
 #: For the data and the value variables of a model their values
@@ -221,17 +223,23 @@ def markdown(tables: dict[str, dict[str, list[tuple[float, float]]]]) -> str:
             cells = (f"{number(off)}, {number(on)}" for off, on in table[quantity])
             lines.append(f"| {name} | {' | '.join(cells)} |")
         lines.append("")
-    return "\n".join(lines)
+    return "\n".join(lines[:-1]) + "\n"
 
 
 def main() -> None:
-    """Print the tables of all models, or of those whose functions are named."""
+    """Print the tables of all models, or of those whose functions are named.
+
+    Those of all are kept in ``digits.md``, from where :mod:`benchmarks.publish` takes them.
+    """
     names = [
         name
         for name, (_, declare) in MODELS.items()
         if not sys.argv[1:] or declare.__name__ in sys.argv[1:]
     ]
-    print(markdown({name: measured(name) for name in names}))  # noqa: T201
+    tables = markdown({name: measured(name) for name in names})
+    print(tables)  # noqa: T201
+    if len(names) == len(MODELS):
+        TABLES.write_text(tables)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ from benchmarks.scenarios import Scenario
 ROOT = Path(__file__).parent.parent
 PUBLISHED = Path(__file__).parent / "published.json"
 PLOT = Path(__file__).parent / "plot.svg"
-PAGES = [ROOT / "README.md", ROOT / "docs" / "performance.md"]
+DIGITS = Path(__file__).parent / "digits.md"
+PAGES = [ROOT / "README.md", *(ROOT / "docs" / name for name in ("performance.md", "guarantee.md"))]
 
 #: The same colour and marker for a contestant in all plots
 STYLES = {
@@ -146,6 +147,11 @@ def structures(report: Report) -> list[str]:
 def bars(report: Report) -> list[str]:
     """What was asked of each scenario, and whether it holds."""
     return table(*bars_of(report, report.scenarios))
+
+
+def digits(report: Report) -> list[str]:
+    """What :mod:`benchmarks.digits` has found, which is no part of the run."""
+    return DIGITS.read_text(encoding="utf-8").splitlines()
 
 
 #: A place for figures, and its name
