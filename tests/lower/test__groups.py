@@ -7,8 +7,6 @@ import pytensor
 import pytensor.tensor as pt
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
-from pytensor.compile.mode import get_mode
-from pytensor.graph.fg import FunctionGraph
 from pytensor.graph.traversal import graph_inputs
 
 from pytensor_mvn_rewrites import disable
@@ -17,7 +15,12 @@ from pytensor_mvn_rewrites.lower.numba.frame import KernelSpec
 from pytensor_mvn_rewrites.lower.numba.lanes import STRAIGHT_MAX_N
 from pytensor_mvn_rewrites.ops import inv_quad_logdet, mvnormal_logp
 from tests.harness import spd
-from tests.lower.test_numba_backend import REFERENCE, assert_agree, lowered_nodes
+from tests.lower.test_numba_backend import (
+    REFERENCE,
+    assert_agree,
+    lowered_in_python,
+    lowered_nodes,
+)
 
 G, N = 5, 3
 #: Rows of each group: none, one, fewer than eight, several blocks; few rows make lanes of matrices
@@ -46,17 +49,6 @@ def op_graph(build, param, n, mean, known=True):
     ]
 
 
-def lowered_in_python(inputs, outputs):
-    """Rewritten as for Numba, and evaluated node by node: lowered ops run their reference."""
-    mode = get_mode("NUMBA").excluding("fusion", "inplace")
-    fgraph = FunctionGraph(inputs, outputs, clone=True, copy_inputs=True)
-    with pytensor.config.change_flags(mode=mode):
-        mode.optimizer.rewrite(fgraph)
-    return pytensor.function(
-        fgraph.inputs, fgraph.outputs, mode=REFERENCE, on_unused_input="ignore"
-    )
-
-
 @cache
 def functions(build, param, n=N, mean="group"):
     """Lowered and reference function."""
@@ -75,7 +67,8 @@ def random_inputs(build, param, n, mean, sizes, *, order="unsorted", seed=0):
     if order == "unsorted":
         index = rng.permutation(index)
     elif order == "descending":
-        index = index[::-1]
+        # a view would be another type, for which Numba compiles the function again: see test_views
+        index = np.ascontiguousarray(index[::-1])
     elif order == "negative":
         index = rng.permutation(index)
         index = np.where(rng.random(len(index)) < 0.5, index, index - G)
@@ -101,7 +94,6 @@ CASES = [
     (mvnormal_logp, "cov", 2, "row"),
     (mvnormal_logp, "tau", 9, "shared"),
     (inv_quad_logdet, "chol", 5, "row"),
-    (mvnormal_logp, "chol", 12, "group"),
     (mvnormal_logp, "cov", 16, "group"),
     # by products of blocks of rows, or one after the other
     (mvnormal_logp, "cov", 17, "group"),
