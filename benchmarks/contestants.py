@@ -376,9 +376,13 @@ class Predictive(PyMCModel):
         self.draws = draws
 
     def prepare(self) -> dict:
-        """CPU seconds of each and of both; a fused loop has to come back exactly by ``unfuse``."""
+        """CPU seconds of each and of both; a fused loop has to come back exactly by ``unfuse``.
+
+        Before, Numba loads what it takes to run anything: as long as the rest of a fused model.
+        """
         import pymc as pm
 
+        pm.draw(pm.Normal.dist())
         model = build(self.model, self.arguments)
         options = {"model": model, "random_seed": 1}
         with stopwatch() as prior:

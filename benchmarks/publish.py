@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.report import COLUMNS, Report, bars_of, cell
 from benchmarks.runner import Outcome, ratio
-from benchmarks.scenarios import Scenario
+from benchmarks.scenarios import Scenario, all_scenarios
 
 ROOT = Path(__file__).parent.parent
 PUBLISHED = Path(__file__).parent / "published.json"
@@ -45,13 +45,15 @@ def table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
     return ["| " + " | ".join(row) + " |" for row in rows]
 
 
-def pairs(report: Report, named: dict[Scenario, str], quantities: Sequence[str]) -> list[str]:
-    """A line for each scenario: each quantity without and with the plugin."""
+def pairs(
+    report: Report, scenarios: Sequence[Scenario], quantities: Sequence[str], **titles: str
+) -> list[str]:
+    """A line for each scenario, with its title or another: each quantity without and with it."""
     lines = []
-    for scenario, title in named.items():
+    for scenario in scenarios:
         outcomes = report.outcomes[scenario.name]
         off = outcomes.get("off") or outcomes.get("by hand, off")
-        texts = [title]
+        texts = [titles.get(scenario.name, scenario.title)]
         for quantity in quantities:
             numbers = [cell(outcome, quantity) for outcome in (off, outcomes.get("on"))]
             texts.append(", ".join(filter(None, numbers)))
@@ -77,22 +79,27 @@ def variants(report: Report, pattern: str, quantities: Sequence[str]) -> list[st
 
 def readme(report: Report) -> list[str]:
     """Four models, and where they were measured."""
-    titles = {
-        "loops:1000": "the loop above, N=1000, q=3 (without: vectorised by hand)",
-        "groups:ragged": None,
-        "structures:kronecker": None,
-        "structures:block_diagonal": None,
-    }
-    found = {scenario.name: scenario for scenario in report.scenarios}
-    named = {found[name]: title or found[name].title for name, title in titles.items()}
-    rows = pairs(report, named, ["evaluate", "cold_compile"])
-    return [*rows, "", "Each pair is without and with this package, in CPU time of one thread:",
-            f"{report.headline}."]  # fmt: skip
+    names = ("loops:1000", "groups:ragged", "structures:kronecker", "structures:block_diagonal")
+    scenarios = [found for name in names for found in matching(report, name)]
+    titles = {names[0]: "the loop above, N=1000, q=3 (without: vectorised by hand)"}
+    return [
+        *pairs(report, scenarios, ["evaluate", "cold_compile"], **titles),
+        "",
+        "Each pair is without and with this package, in CPU time of one thread:",
+        f"{report.headline}.",
+    ]
 
 
 def machine(report: Report) -> list[str]:
     """Where and when."""
     return [f"Measured on {report.headline}."]
+
+
+def missing(report: Report) -> list[str]:
+    """The scenarios that were not run."""
+    known = all_scenarios(report.size, ["*", "long:*"])
+    names = [f"`{found.name}`" for found in known if found.name not in report.outcomes]
+    return [f"Not run this time: {', '.join(names)}."] if names else []
 
 
 def loops(report: Report) -> list[str]:
@@ -133,15 +140,14 @@ def threads(report: Report) -> list[str]:
 
 def groups(report: Report) -> list[str]:
     """Models with groups, and those with next to nothing to gain."""
-    named = {found: found.title for found in matching(report, "groups:*")}
-    named |= {found: found.title for found in matching(report, "small:*")}
-    return pairs(report, named, ["evaluate", "inside", "cold_compile"])
+    scenarios = [*matching(report, "groups:*"), *matching(report, "small:*")]
+    return pairs(report, scenarios, ["evaluate", "inside", "cold_compile"])
 
 
 def structures(report: Report) -> list[str]:
     """Structured covariances."""
-    named = {found: found.title for found in matching(report, "structures:*")}
-    return pairs(report, named, ["evaluate", "inside", "cold_compile"])
+    scenarios = matching(report, "structures:*")
+    return pairs(report, scenarios, ["evaluate", "inside", "cold_compile"])
 
 
 def bars(report: Report) -> list[str]:
@@ -220,12 +226,23 @@ def plot(report: Report, file: Path) -> None:
 
 
 def joined(reports: Sequence[Report]) -> Report:
-    """One report of all scenarios; ValueError if they are not of one machine."""
+    """One report of all; what a later one has measured again replaces the older numbers.
+
+    Raises
+    ------
+    ValueError
+        If they are not of one machine, with the same versions.
+    """
     first, *others = reports
+    outcomes = {name: dict(found) for name, found in first.outcomes.items()}
     for other in others:
         if any(other.machine[key] != first.machine[key] for key in ("processor", "versions")):
             raise ValueError("the reports are of different machines or versions")
-    outcomes = {name: found for report in reports for name, found in report.outcomes.items()}
+        for name, found in other.outcomes.items():
+            known = outcomes.setdefault(name, {})
+            for label, new in found.items():
+                old = known.get(label, Outcome())
+                known[label] = Outcome(old.times | new.times, old.facts | new.facts)
     return Report(first.machine, first.size, outcomes)
 
 
