@@ -85,8 +85,7 @@ def readme(report: Report) -> list[str]:
     return [
         *pairs(report, scenarios, ["evaluate", "cold_compile"], **titles),
         "",
-        "Each pair is without and with this package, in CPU time of one thread:",
-        f"{report.headline}.",
+        f"Without and with this package, CPU time of one thread: {report.headline}.",
     ]
 
 
