@@ -52,10 +52,12 @@ def pairs(
     lines = []
     for scenario in scenarios:
         outcomes = report.outcomes[scenario.name]
+        if "on" not in outcomes:
+            continue
         off = outcomes.get("off") or outcomes.get("by hand, off")
         texts = [titles.get(scenario.name, scenario.title)]
         for quantity in quantities:
-            numbers = [cell(outcome, quantity) for outcome in (off, outcomes.get("on"))]
+            numbers = [cell(outcome, quantity) for outcome in (off, outcomes["on"])]
             texts.append(", ".join(filter(None, numbers)))
         lines.append(texts)
     return table(["model", *(COLUMNS[quantity][0] for quantity in quantities)], lines)

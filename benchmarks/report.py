@@ -103,6 +103,8 @@ class Report:
 
 def seconds(value: float) -> str:
     """Three digits and a unit."""
+    if value >= 600:
+        return f"{value / 60:.3g} min"
     for unit, factor in (("s", 1), ("ms", 1e3), ("µs", 1e6)):
         # what rounds to 1000 is one of the next unit
         if float(f"{value * factor:.3g}") >= 1 or unit == "µs":

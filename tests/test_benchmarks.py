@@ -227,7 +227,14 @@ def test_tables():
 
 @pytest.mark.parametrize(
     ("number", "text"),
-    [(0.0, "0 µs"), (2.5e-8, "0.025 µs"), (9.996e-4, "1 ms"), (0.5, "500 ms"), (83.2, "83.2 s")],
+    [
+        (0.0, "0 µs"),
+        (2.5e-8, "0.025 µs"),
+        (9.996e-4, "1 ms"),
+        (0.5, "500 ms"),
+        (83.2, "83.2 s"),
+        (5766, "96.1 min"),
+    ],
 )
 def test_seconds(number, text):
     assert seconds(number) == text
