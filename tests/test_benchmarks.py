@@ -11,7 +11,7 @@ import pytest
 from pytensor.compile.mode import Mode
 from rich.console import Console
 
-from benchmarks import calibration, digits
+from benchmarks import calibration, digits, publish
 from benchmarks.contestants import (
     Contestant,
     Fitting,
@@ -240,39 +240,39 @@ def test_seconds(number, text):
     assert seconds(number) == text
 
 
-class TestPublish:
-    publish = pytest.importorskip("benchmarks.publish", exc_type=ImportError)
+@pytest.mark.parametrize("page", publish.PAGES, ids=lambda page: page.name)
+def test_pages_have_the_figures_of_the_published_run(page):
+    text = page.read_text(encoding="utf-8")
+    names = publish.BLOCK.findall(text)
+    assert names
+    assert publish.filled(text, Report.load(publish.PUBLISHED)) == text
 
-    @pytest.mark.parametrize("page", publish.PAGES, ids=lambda page: page.name)
-    def test_pages_have_the_figures_of_the_published_run(self, page):
-        text = page.read_text(encoding="utf-8")
-        names = self.publish.BLOCK.findall(text)
-        assert names
-        assert self.publish.filled(text, Report.load(self.publish.PUBLISHED)) == text
 
-    def test_what_was_not_run_is_named(self):
-        report = Report.load(self.publish.PUBLISHED)
-        known = {scenario.name for scenario in all_scenarios("full", ["*", "long:*"])}
-        assert report.outcomes.keys() <= known
-        named = set(re.findall(r"`([a-z]+:\w+)`", "".join(self.publish.missing(report))))
-        assert named == known - report.outcomes.keys()
+def test_what_was_not_run_is_named():
+    report = Report.load(publish.PUBLISHED)
+    known = {scenario.name for scenario in all_scenarios("full", ["*", "long:*"])}
+    assert report.outcomes.keys() <= known
+    named = set(re.findall(r"`([a-z]+:\w+)`", "".join(publish.missing(report))))
+    assert named == known - report.outcomes.keys()
 
-    def test_reports_of_one_machine_are_one(self):
-        here = machine()
-        first = Report(here, "full", {"a": {"on": Outcome({"build": [1.0], "prior": [2.0]})}})
-        times = {"b": {"on": Outcome({"build": [3.0]})}, "a": {"on": Outcome({"prior": [4.0]})}}
-        second = Report(here, "full", times)
-        found = self.publish.joined([first, second]).outcomes
-        assert found["a"]["on"].times == {"build": [1.0], "prior": [4.0]}
-        assert found["b"]["on"].times == {"build": [3.0]}
-        with pytest.raises(ValueError, match="machines"):
-            self.publish.joined([first, Report(here | {"processor": "another"}, "full", {})])
 
-    def test_plot(self, tmp_path):
-        self.publish.plot(Report.load(self.publish.PUBLISHED), tmp_path / "plot.svg")
-        text = (tmp_path / "plot.svg").read_text(encoding="utf-8")
-        assert "vectors of length 3" in text
-        assert "times the limit" in text
+def test_reports_of_one_machine_are_one():
+    here = machine()
+    first = Report(here, "full", {"a": {"on": Outcome({"build": [1.0], "prior": [2.0]})}})
+    times = {"b": {"on": Outcome({"build": [3.0]})}, "a": {"on": Outcome({"prior": [4.0]})}}
+    second = Report(here, "full", times)
+    found = publish.joined([first, second]).outcomes
+    assert found["a"]["on"].times == {"build": [1.0], "prior": [4.0]}
+    assert found["b"]["on"].times == {"build": [3.0]}
+    with pytest.raises(ValueError, match="machines"):
+        publish.joined([first, Report(here | {"processor": "another"}, "full", {})])
+
+
+def test_plot_of_densities(tmp_path):
+    publish.plot(Report.load(publish.PUBLISHED), tmp_path / "plot.svg")
+    text = (tmp_path / "plot.svg").read_text(encoding="utf-8")
+    assert "vectors of length 3" in text
+    assert "times the limit" in text
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the system does not say")
