@@ -69,11 +69,11 @@ def matching(report: Report, pattern: str) -> list[Scenario]:
 
 
 def variants(report: Report, pattern: str, quantities: Sequence[str]) -> list[str]:
-    """A line for each variant of each scenario."""
+    """A line for each variant of each scenario, which the first of its lines names."""
     lines = [
-        [scenario.title, label, *(cell(outcome, quantity) for quantity in quantities)]
+        ["" if k else scenario.title, label, *(cell(outcome, name) for name in quantities)]
         for scenario in matching(report, pattern)
-        for label, outcome in report.outcomes[scenario.name].items()
+        for k, (label, outcome) in enumerate(report.outcomes[scenario.name].items())
     ]
     headings = (COLUMNS[quantity][0] for quantity in quantities)
     return table(["model", "variant", *headings], lines)
