@@ -1,6 +1,6 @@
 """Tests against the oldest and the newest PyTensor and PyMC that the package allows.
 
-nox                            # all sessions, by the newest Python that is found for each
+nox                            # all sessions; those of a Python that is not found are skipped
 nox -s "tests(oldest)"         # one of them
 nox -s "pythons-3.13"          # the newest versions by one Python
 """
