@@ -2,14 +2,18 @@
 
 Ends with status 1 when a model disagrees with the graph as written; what it found is in a file,
 each as Python that builds the model again. The variables `FUZZ_SECONDS` or `FUZZ_MODELS` say how
-long, `FUZZ_SEED` where to start.
+long, `FUZZ_SEED` where to start, and `FUZZ_RESULTS` the file of results to add to, which
+``benchmarks.publish`` makes a table of.
 """
 
+import json
 import os
+import subprocess
 import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from itertools import combinations
 from pathlib import Path
 
@@ -90,6 +94,20 @@ class Summary:
         )
         lines += [f"  {count:6d} {kind}" for kind, count in kinds.most_common(12)]
         return "\n".join(lines)
+
+    def counts(self) -> dict[str, int]:
+        """What is kept of a run."""
+        rules = seen_rules()
+        return {
+            "models": self.models,
+            "disagreements": len(self.found),
+            "not_finite": self.not_finite,
+            "upstream": len(self.upstream),
+            "fired": sum(self.fired[rule] > 0 for rule in rules),
+            "rules": len(rules),
+            "met": len(self.met),
+            "pairs": len(list(combinations(rules, 2))),
+        }
 
     def coverage(self) -> list[str]:
         """Which rules have not fired, and which pairs of the others have not met."""
@@ -180,11 +198,22 @@ def report(found: list[tuple[Model, dict[str, str]]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def keep(file: Path, seed: int, summary: Summary) -> None:
+    """Add a run to the file of results."""
+    command = ["git", "describe", "--always", "--dirty"]
+    described = subprocess.run(command, capture_output=True, text=True, check=True)
+    runs = json.loads(file.read_text()) if file.exists() else []
+    date = datetime.now(UTC).strftime("%Y-%m-%d")
+    runs.append({"commit": described.stdout.strip(), "date": date, "seed": seed})
+    runs[-1] |= summary.counts()
+    file.write_text(json.dumps(runs, indent=1) + "\n")
+
+
 def main() -> int:
     console = Console(markup=False, highlight=False, soft_wrap=True)
     models_wanted = int(os.environ.get("FUZZ_MODELS") or 0)
     seconds = float(os.environ.get("FUZZ_SECONDS") or 600)
-    number = int(os.environ.get("FUZZ_SEED") or time.time())
+    number = seed = int(os.environ.get("FUZZ_SEED") or time.time())
     summary, worker, start = Summary(), Worker(), time.monotonic()
     columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
     console.print(f"FUZZ_SEED={number}")
@@ -202,6 +231,8 @@ def main() -> int:
                 FOUND.write_text(report(summary.found))
     worker.close()
     console.print(str(summary))
+    if results := os.environ.get("FUZZ_RESULTS"):
+        keep(Path(results), seed, summary)
     for spec, differences in summary.found:
         console.print(
             repr(spec), *(f"    {path}: {text}" for path, text in differences.items()), sep="\n"
