@@ -8,8 +8,9 @@ data by nutpie, with the plugin on. The rank of the true value among draws of th
 uniform (Talts et al. 2018, https://arxiv.org/abs/1804.06788). The truth is drawn by NumPy from the
 model as it is written, so that an error of the log-density or its gradient shows in the ranks.
 
-A model is compiled once, and replicates differ in its data. Ranks and p-values go to
-``results/calibration.json``, their histograms to ``docs/pictures/calibration.svg``. Needs nutpie.
+A model is compiled once, and replicates differ in its data. Histograms and p-values go to
+``calibration.json``, where :mod:`benchmarks.publish` finds them, and a plot to
+``docs/pictures/calibration.svg``. Needs nutpie.
 """
 
 import argparse
@@ -27,7 +28,7 @@ import pytensor_mvn_rewrites as mvn
 from benchmarks.report import machine
 
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "calibration.json"
+RESULTS = ROOT / "benchmarks" / "calibration.json"
 PICTURE = ROOT / "docs" / "pictures" / "calibration.svg"
 
 REPLICATES = 1000
@@ -171,7 +172,7 @@ def summary(scalars: dict[str, np.ndarray]) -> dict:
         "p": {scalar: round(p_value(column), 4) for scalar, column in scalars.items()},
         "bins": counts.size,
         "outside": int(((counts < low) | (counts > high)).sum()),
-        "ranks": {scalar: column.tolist() for scalar, column in scalars.items()},
+        "histograms": dict(zip(scalars, counts.tolist(), strict=True)),
     }
 
 
@@ -185,12 +186,10 @@ def plot(found: dict[str, dict], path: Path) -> None:
     axes = figure.subplots(1, len(found), squeeze=False)
     for ax, (name, figures) in zip(axes[0], found.items(), strict=True):
         ax.axhspan(*band(figures["replicates"]), color="0.85", lw=0)
-        for column in figures["ranks"].values():
-            ax.stairs(
-                histogram(np.array(column)), edges, baseline=None, color="C0", alpha=0.45, lw=0.8
-            )
+        for counts in figures["histograms"].values():
+            ax.stairs(counts, edges, baseline=None, color="C0", alpha=0.45, lw=0.8)
         ax.axhline(figures["replicates"] / BINS, color="0.4", lw=0.8)
-        ax.set_title(f"{name}, {len(figures['ranks'])} parameters", fontsize="medium")
+        ax.set_title(f"{name}, {len(figures['p'])} parameters", fontsize="medium")
         ax.set(xlabel="rank", xlim=(0, KEPT + 1))
         ax.set_ylim(0, 2 * figures["replicates"] / BINS)
     axes[0, 0].set_ylabel("replicates")
@@ -217,8 +216,7 @@ def main() -> None:
             f"p from {min(figures['p'].values())} to {max(figures['p'].values())}",
             flush=True,
         )
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps({"machine": machine(), "models": old}))
+        RESULTS.write_text(json.dumps({"machine": machine(), "models": old}, indent=1) + "\n")
         plot({name: old[name] for name in MODELS if name in old}, PICTURE)
 
 

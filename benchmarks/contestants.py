@@ -342,6 +342,16 @@ class LimitDensity(Density):
         return [logp, *self.outputs]
 
 
+class Importing(Contestant):
+    """The import of the plugin, in a process that has imported PyMC."""
+
+    def prepare(self) -> dict:
+        """CPU seconds."""
+        with stopwatch() as importing:
+            import pytensor_mvn_rewrites  # noqa: F401
+        return {"import": importing["cpu"]}
+
+
 class Fitting(PyMCModel):
     """ADVI of a PyMC model; `call` is one step."""
 

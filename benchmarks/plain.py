@@ -6,21 +6,27 @@
 Each round derives and compiles the log-density with its gradient of each model anew, on and off in
 turns, in CPU seconds of this process. Functions are compiled for the Python linker: what Numba or
 a C compiler takes comes on top, with and without the plugin.
+
+A run of all models is kept in ``plain.json``, where :mod:`benchmarks.publish` finds it.
 """
 
 import gc
+import json
 import statistics
 import sys
 import time
 import warnings
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytensor
 from pytensor.compile.mode import Mode
 
 import pytensor_mvn_rewrites as mvn
+from benchmarks.report import machine
 from tests.plain_zoo import PLAIN_MODELS
 
+RESULTS = Path(__file__).parent / "plain.json"
 ROUNDS = 7
 
 MODE = Mode(linker="py", optimizer="fast_run")
@@ -39,7 +45,7 @@ def compile_seconds(build, plugin: bool) -> float:
 def main() -> None:
     """Print the seconds of each model off and on, the median ratio of its rounds, and of all."""
     names = sys.argv[1:] or list(PLAIN_MODELS)
-    ratios = []
+    ratios = {}
     for name in names:
         compile_seconds(PLAIN_MODELS[name], plugin=True)  # imports and caches
         seconds = []
@@ -47,10 +53,12 @@ def main() -> None:
             order = (False, True) if turn % 2 else (True, False)
             taken = {plugin: compile_seconds(PLAIN_MODELS[name], plugin) for plugin in order}
             seconds.append((taken[False], taken[True]))
-        ratios.append(statistics.median(on / off for off, on in seconds))
+        ratios[name] = round(statistics.median(on / off for off, on in seconds), 3)
         off, on = (statistics.median(column) for column in zip(*seconds, strict=True))
-        print(f"{name:30} {off:6.2f} s {on:6.2f} s {ratios[-1]:6.3f}", flush=True)  # noqa: T201
-    print(f"median of {len(names)} models: {statistics.median(ratios):.3f}")  # noqa: T201
+        print(f"{name:30} {off:6.2f} s {on:6.2f} s {ratios[name]:6.3f}", flush=True)  # noqa: T201
+    print(f"median of {len(names)} models: {statistics.median(ratios.values()):.3f}")  # noqa: T201
+    if ratios.keys() == PLAIN_MODELS.keys():
+        RESULTS.write_text(json.dumps({"machine": machine(), "ratios": ratios}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

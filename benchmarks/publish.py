@@ -4,8 +4,12 @@ Pages say where: between ``<!-- figures: NAME -->`` and ``<!-- end of figures --
 function NAME of this module makes of the run. The run becomes ``benchmarks/published.json``, of
 which a test makes the figures again; without FILE that is the run. Several files are taken
 together: that of a full run, and those of the scenarios called ``"long:..."``.
+
+Digits, calibration, models without a normal and generated models have results of their own, which
+their modules keep.
 """
 
+import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -25,6 +29,9 @@ ROOT = Path(__file__).parent.parent
 PUBLISHED = Path(__file__).parent / "published.json"
 PLOT = Path(__file__).parent / "plot.svg"
 DIGITS = Path(__file__).parent / "digits.md"
+CALIBRATION = Path(__file__).parent / "calibration.json"
+PLAIN = Path(__file__).parent / "plain.json"
+GENERATED = Path(__file__).parent / "generated.json"
 PAGES = [ROOT / "README.md", *(ROOT / "docs" / name for name in ("performance.md", "guarantee.md"))]
 
 #: The same colour and marker for a contestant in all plots
@@ -118,6 +125,11 @@ def fused(report: Report) -> list[str]:
     ]
 
 
+def importing(report: Report) -> list[str]:
+    """The import of the package."""
+    return variants(report, "loops:import", ["import"])
+
+
 def predictive(report: Report) -> list[str]:
     """Predictive draws."""
     quantities = ["cold_prior", "prior", "cold_posterior", "posterior", "draws"]
@@ -142,13 +154,13 @@ def threads(report: Report) -> list[str]:
 def groups(report: Report) -> list[str]:
     """Models with groups, and those with next to nothing to gain."""
     scenarios = [*matching(report, "groups:*"), *matching(report, "small:*")]
-    return pairs(report, scenarios, ["evaluate", "inside", "cold_compile"])
+    return pairs(report, scenarios, ["evaluate", "inside", "cold_compile", "compile"])
 
 
 def structures(report: Report) -> list[str]:
     """Structured covariances."""
     scenarios = matching(report, "structures:*")
-    return pairs(report, scenarios, ["evaluate", "inside", "cold_compile"])
+    return pairs(report, scenarios, ["evaluate", "inside", "cold_compile", "compile"])
 
 
 def bars(report: Report) -> list[str]:
@@ -159,6 +171,65 @@ def bars(report: Report) -> list[str]:
 def digits(report: Report) -> list[str]:
     """What :mod:`benchmarks.digits` has found, which is no part of the run."""
     return DIGITS.read_text(encoding="utf-8").splitlines()
+
+
+def calibration(report: Report) -> list[str]:
+    """What :mod:`benchmarks.calibration` has found."""
+    found = json.loads(CALIBRATION.read_text(encoding="utf-8"))
+    lines = [
+        [
+            f"`{name}`",
+            ", ".join(f"`{op}`" for op in dict.fromkeys(figures["fused"])),
+            f"{figures['replicates']}",
+            f"{len(figures['p'])}",
+            f"{figures['outside']} of {figures['bins']}",
+            f"{min(figures['p'].values())}",
+        ]
+        for name, figures in found["models"].items()
+    ]
+    headings = ["model", "became", "replicates", "parameters"]
+    headings += ["bins outside of the band", "smallest p of a parameter"]
+    p_values = [p for figures in found["models"].values() for p in figures["p"].values()]
+    outside, bins = (
+        sum(figures[key] for figures in found["models"].values()) for key in ("outside", "bins")
+    )
+    return [
+        *table(headings, lines),
+        "",
+        f"Of {bins} bins {outside} lie outside, where {bins / 100:.1f} are expected; of "
+        f"{len(p_values)} p-values {sum(p < 0.05 for p in p_values)} are below 0.05, where "
+        f"{len(p_values) / 20:.1f} are expected, and the smallest is {min(p_values)}. "
+        f"{found['machine']['versions']}; {found['machine']['date']}.",
+    ]
+
+
+def plain(report: Report) -> list[str]:
+    """What :mod:`benchmarks.plain` has found."""
+    found = json.loads(PLAIN.read_text(encoding="utf-8"))
+    ratios = sorted(found["ratios"].values())
+    return [
+        f"Of {len(ratios)} models the median is {median(ratios):.3f}, the least {ratios[0]:.3f} "
+        f"and the largest {ratios[-1]:.3f} ({found['machine']['versions']}; "
+        f"{found['machine']['date']})."
+    ]
+
+
+def generated(report: Report) -> list[str]:
+    """What runs of ``tests.generated.fuzz`` have found, one line for each."""
+    runs = json.loads(GENERATED.read_text(encoding="utf-8"))
+    headings = ["commit", "date", "seed", "models", "disagreements", "not finite"]
+    headings += ["PyTensor itself differs", "rules that fired", "pairs of rules that met"]
+    counts = ("models", "disagreements", "not_finite", "upstream")
+    lines = [
+        [
+            *(f"{run[key]}" for key in ("commit", "date", "seed", *counts)),
+            f"{run['fired']} of {run['rules']}",
+            f"{run['met']} of {run['pairs']}",
+        ]
+        for run in runs
+    ]
+    total = [f"{sum(run[key] for run in runs)}" for key in counts]
+    return table(headings, [*lines, ["together", "", "", *total, "", ""]])
 
 
 #: A place for figures, and its name

@@ -114,6 +114,7 @@ def seconds(value: float) -> str:
 
 #: Quantity -> (what it is, how to write it); a table shows those that at least one of its rows has
 COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
+    "import": ("import", seconds),
     "build": ("build the model", seconds),
     "cold_compile": ("first gradient, cold", seconds),
     "compile": ("first gradient, warm", seconds),

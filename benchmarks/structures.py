@@ -139,6 +139,19 @@ def kronecker(rows: int, columns: int, form: str, noise: bool = False, seed: int
     return model
 
 
+def matrix_normal(rows: int, columns: int, seed: int = 0) -> pm.Model:
+    """Cover a grid by PyMC's matrix normal distribution."""
+    data = np.random.default_rng(seed).normal(size=(rows, columns))
+    with pm.Model() as model:
+        lengths = pm.HalfNormal("lengths", shape=2)
+        covs = {
+            "rowcov": exponential_covariance(rows, lengths[0]),
+            "colcov": exponential_covariance(columns, lengths[1]),
+        }
+        pm.MatrixNormal("x", np.zeros((rows, columns)), **covs, observed=data)
+    return model
+
+
 def kronecker_sum(rows: int, columns: int, seed: int = 0) -> pm.Model:
     """Cover a grid with a separable covariance, and noise of a variance per row and per column."""
     data = np.random.default_rng(seed).normal(size=rows * columns)

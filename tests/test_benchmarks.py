@@ -15,6 +15,7 @@ from benchmarks import calibration, digits, publish
 from benchmarks.contestants import (
     Contestant,
     Fitting,
+    Importing,
     LimitDensity,
     NumPyroDensity,
     Predictive,
@@ -136,6 +137,10 @@ def test_fitting_and_predictive():
         assert loop.prepare()["draws"] > 0
 
 
+def test_importing():
+    assert Importing(plugin=False).prepare()["import"] >= 0
+
+
 def test_draws_that_do_not_come_back(monkeypatch):
     monkeypatch.setattr("benchmarks.contestants.comes_back", lambda drawn, model: False)
     arguments = {"model": "loop", "n": 3, "q": 2}
@@ -215,6 +220,7 @@ def test_tables():
         ["75", "NO"],
         ["10", "yes"],
         ["1", "yes"],
+        ["", "not measured"],
         ["0", "yes"],
         ["", "not measured"],
     ]
