@@ -1,5 +1,7 @@
 """The sums of a graph, their terms, and what they are made for."""
 
+from collections.abc import Callable
+
 from pytensor.assumptions import SpecifyAssumptions
 from pytensor.graph.basic import Apply, Variable
 from pytensor.raise_op import CheckAndRaise
@@ -67,13 +69,15 @@ def is_stack(node: Apply) -> bool:
     return isinstance(node.op, Join) and node.op.axis < node.outputs[0].type.ndim - 2
 
 
-def outer_sums(fgraph, fewest: int = 2) -> list[tuple[Apply, list[Variable]]]:
-    """The sums of at least so many terms that are no part of larger ones, with their terms."""
+def outer_sums(
+    fgraph, wanted: Callable[[list[Variable]], object]
+) -> list[tuple[Apply, list[Variable]]]:
+    """The sums that are no part of larger ones, with their terms: those of `wanted` terms."""
     sums = {
         node: terms
         for node in nodes_with(fgraph, Elemwise)
         if is_add(node) and not _is_inner(fgraph, node)
-        if len(terms := flatten(fgraph, node)) >= fewest
+        if wanted(terms := flatten(fgraph, node))
     }
     return [(node, sums[node]) for node in in_graph_order(fgraph, list(sums))]
 

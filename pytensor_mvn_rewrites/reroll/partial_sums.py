@@ -26,19 +26,22 @@ def sums_of_parts_are_one_sum(fgraph):
     of them. Cost: N slices and N sums become one sum. Declines unless the parts follow one after
     the other without gaps or overlaps, and unless the length of x is known.
     """
-    sums = outer_sums(fgraph)
+    sums = outer_sums(fgraph, has_parts)
     if not sums or holds_random_variables(fgraph):
         return
     replacements = []
     for node, terms in sums:
         total = with_whole_sums(terms)
-        if len(total) == len(terms):
-            continue
         [old] = node.outputs
         new = (pt.add(*total) if len(total) > 1 else total[0]).astype(old.type.dtype)
         new.name = old.name
         replacements.append((old, old.type.filter_variable(new)))
     fgraph.replace_all(replacements, reason="sums_of_parts_are_one_sum", import_missing=True)
+
+
+def has_parts(terms: Sequence[Variable]) -> bool:
+    """Whether some of the terms are all parts of one variable."""
+    return len(with_whole_sums(terms)) < len(terms)
 
 
 def with_whole_sums(terms: Sequence[Variable]) -> list[Tensor]:

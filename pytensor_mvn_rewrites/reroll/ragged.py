@@ -40,7 +40,7 @@ def join_ragged_rows(fgraph):
     """
     if not nodes_with(fgraph, MvNormalLogp):
         return
-    sums = outer_sums(fgraph)
+    sums = outer_sums(fgraph, lambda terms: len(terms) > 1)
     if not sums or holds_random_variables(fgraph):
         return
     replacements, signatures = [], Signatures()

@@ -18,7 +18,8 @@ def reroll_sums(fgraph):
     variables, when shapes are not provably equal, when it would save next to nothing, and for sums
     that a covariance is made of: its terms are its structure.
     """
-    sums = outer_sums(fgraph, fewest_terms(fgraph))
+    fewest = fewest_terms(fgraph)
+    sums = outer_sums(fgraph, lambda terms: len(terms) >= fewest)
     if not sums or holds_random_variables(fgraph):
         return
     rerolling = Rerolling("reroll_sums", fgraph)
