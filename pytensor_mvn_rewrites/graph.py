@@ -3,10 +3,12 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pytensor.tensor as pt
 from pytensor.graph.basic import Apply, Constant, Variable, clone_get_equiv
+from pytensor.graph.features import Feature
 from pytensor.graph.fg import FunctionGraph
 from pytensor.graph.op import Op
 from pytensor.scalar.basic import Mul, Pow, Sqr
@@ -166,8 +168,28 @@ def nodes_with(fgraph: FunctionGraph, *kinds: type) -> list[Apply]:
     Asks once for each class of ops: most graphs have none, and to ask each op takes longer than all
     else that a rule does in such a graph.
     """
-    wanted = {op for op in {type(node.op) for node in fgraph.apply_nodes} if issubclass(op, kinds)}
+    wanted = {op for op in op_types(fgraph) if issubclass(op, kinds)}
     return [node for node in fgraph.apply_nodes if type(node.op) in wanted] if wanted else []
+
+
+#: How many nodes had entered a graph, and the classes of its ops then
+_op_types: WeakKeyDictionary[Feature, tuple[int, set[type]]] = WeakKeyDictionary()
+
+
+def op_types(fgraph: FunctionGraph) -> set[type]:
+    """The classes of the ops of a graph, and at times some that have just left it.
+
+    While rewrites are repeated until nothing changes, PyTensor counts the nodes that enter a graph:
+    rules that run one after the other need not look at all nodes again.
+    """
+    tracker = getattr(fgraph, "change_tracker", None)
+    if tracker is None:
+        return {type(node.op) for node in fgraph.apply_nodes}
+    entered, found = _op_types.get(tracker, (-1, set()))
+    if entered != tracker.nb_imported:
+        found = {type(node.op) for node in fgraph.apply_nodes}
+        _op_types[tracker] = tracker.nb_imported, found
+    return found
 
 
 def in_graph_order(fgraph: FunctionGraph, nodes: list[Apply]) -> list[Apply]:

@@ -312,7 +312,8 @@ def _where_our_ops_are(rule: Callable) -> Callable:
 
     @wraps(rule)
     def guarded(fgraph):
-        if any(type(node.op).__module__.startswith(__package__) for node in fgraph.apply_nodes):
+        kinds = {type(node.op) for node in fgraph.apply_nodes}
+        if any(kind.__module__.startswith(__package__) for kind in kinds):
             rule(fgraph)
 
     return guarded

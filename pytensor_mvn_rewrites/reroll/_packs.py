@@ -9,7 +9,7 @@ from pytensor.graph.basic import Variable
 from pytensor.graph.fg import FunctionGraph
 from pytensor.tensor.random.op import RandomVariable
 
-from pytensor_mvn_rewrites.graph import nodes_with
+from pytensor_mvn_rewrites.graph import nodes_with, op_types
 from pytensor_mvn_rewrites.names import SUFFIX, collapsed
 from pytensor_mvn_rewrites.ops import InvQuadLogdet, MvNormalLogp
 from pytensor_mvn_rewrites.ops.gaussian import FusedOp
@@ -212,5 +212,4 @@ def _named_input(var: Variable) -> str | None:
 
 def holds_random_variables(fgraph) -> bool:
     """Whether the graph draws random variables, or is PyMC's intermediate representation."""
-    op_types = {type(node.op) for node in fgraph.apply_nodes}
-    return any(issubclass(op_type, RandomVariable | MeasurableOp) for op_type in op_types)
+    return any(issubclass(kind, RandomVariable | MeasurableOp) for kind in op_types(fgraph))

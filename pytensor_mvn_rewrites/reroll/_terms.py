@@ -95,11 +95,9 @@ def factorizations(fgraph) -> list[Apply]:
 
 def is_add(node: Apply) -> bool:
     """Whether `node` is an elementwise addition of numbers; that of bools is a logical or."""
-    return (
-        isinstance(node.op, Elemwise)
-        and isinstance(node.op.scalar_op, Add)
-        and node.outputs[0].type.dtype != "bool"
-    )
+    op = node.op
+    is_sum = isinstance(op, Elemwise) and isinstance(op.scalar_op, Add)
+    return is_sum and node.outputs[0].type.dtype != "bool"
 
 
 def _is_inner(fgraph, node) -> bool:

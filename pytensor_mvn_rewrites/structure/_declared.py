@@ -1,7 +1,9 @@
 """Markers of declared facts go before anything is matched: PyTensor remembers the facts."""
 
+from pytensor.assumptions import SpecifyAssumptions
 from pytensor.tensor.rewriting.assumptions import DrainSpecifyAssumptions
 
+from pytensor_mvn_rewrites.graph import nodes_with
 from pytensor_mvn_rewrites.pipeline import structure
 
 
@@ -12,4 +14,5 @@ def drain_declarations(fgraph):
     PyTensor's own canonicalization does it node by node, after the whole-graph rewrites of this
     package, in whose way the markers would be.
     """
-    DrainSpecifyAssumptions().apply(fgraph)
+    if nodes_with(fgraph, SpecifyAssumptions):
+        DrainSpecifyAssumptions().apply(fgraph)
