@@ -5,8 +5,8 @@ function NAME of this module makes of the run. The run becomes ``benchmarks/publ
 which a test makes the figures again; without FILE that is the run. Several files are taken
 together: that of a full run, and those of the scenarios called ``"long:..."``.
 
-Digits, calibration, models without a normal and generated models have results of their own, which
-their modules keep.
+Digits, calibration, models without a normal, generated models and the tests of others have results
+of their own, which their modules keep.
 """
 
 import json
@@ -32,6 +32,7 @@ DIGITS = Path(__file__).parent / "digits.md"
 CALIBRATION = Path(__file__).parent / "calibration.json"
 PLAIN = Path(__file__).parent / "plain.json"
 GENERATED = Path(__file__).parent / "generated.json"
+HOSTS = Path(__file__).parent / "hosts.json"
 PAGES = [ROOT / "README.md", *(ROOT / "docs" / name for name in ("performance.md", "guarantee.md"))]
 
 #: The same colour and marker for a contestant in all plots
@@ -230,6 +231,12 @@ def generated(report: Report) -> list[str]:
     ]
     total = [f"{sum(run[key] for run in runs)}" for key in counts]
     return table(headings, [*lines, ["together", "", "", *total, "", ""]])
+
+
+def hosts(report: Report) -> list[str]:
+    """What ``tests/hosts.py`` has found, one line for each run."""
+    runs = json.loads(HOSTS.read_text(encoding="utf-8"))
+    return table([*runs[0]], [[*map(str, run.values())] for run in runs])
 
 
 #: A place for figures, and its name

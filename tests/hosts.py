@@ -3,14 +3,18 @@
     cd path/to/pymc
     python path/to/pytensor_mvn_rewrites/tests/hosts.py tests/logprob tests/test_data.py -- -n 2
 
-In a checkout of PyTensor or PyMC at the version that is installed; what follows ``--`` goes to
-pytest. The exit status is 1 if a test fails only with the plugin.
+In a checkout of PyTensor, PyMC or pymc-extras at the version that is installed; what follows ``--``
+goes to pytest. The exit status is 1 if a test fails only with the plugin. The variable
+`HOSTS_RESULTS` names a file of results to add to, of which ``benchmarks.publish`` makes a table.
 """
 
+import json
 import os
 import subprocess
 import sys
 import tempfile
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -57,7 +61,28 @@ def main() -> int:
         f"{len(on)} tests with the plugin: {passed} passed, {both} fail without it too, "
         f"{len(new)} fail only with it, {len(gone)} did not run"
     )
+    if file := os.environ.get("HOSTS_RESULTS"):
+        keep(Path(file), paths, len(on), passed, both, len(new) + len(gone))
     return bool(new or gone)
+
+
+def keep(file: Path, paths: list[str], *counts: int) -> None:
+    """Add a run to the file of results."""
+    runs = json.loads(file.read_text()) if file.exists() else []
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    names = ("tests", "passed", "fail without it too", "fail only with it")
+    runs.append(
+        {
+            "checkout": Path.cwd().name,
+            "files": " ".join(paths),
+            "versions": ", ".join(f"{name} {version(name)}" for name in ("pymc", "pytensor")),
+            "commit": commit,
+            "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+            **dict(zip(names, counts, strict=True)),
+        }
+    )
+    file.write_text(json.dumps(runs, indent=1) + "\n")
 
 
 if __name__ == "__main__":
