@@ -25,6 +25,9 @@ def pre_gradient_and_sizes(model):
     [logp] = rewritten([model.logp()])
     grads = pt.grad(logp, model.continuous_value_vars)
     functions = [pytensor.function(model.value_vars, [logp, *grads], mode=m) for m in MODES]
+    # samplers give one vector: scalars are slices of it
+    sampled = model.logp_dlogp_function(ravel_inputs=True, mode=MODES[1])
+    functions.append(sampled._pytensor_function)
     return logp, [len(function.maker.fgraph.apply_nodes) for function in functions]
 
 

@@ -185,6 +185,9 @@ class Rerolling:
         guess = expected(members, signatures, self.used, strict)
         if not (pays(guess) or guess.may_be_view):
             return None
+        are_scalars = not getattr(members[0].type, "ndim", 0)
+        if guess.is_short(minimum, self.fewest, are_scalars=are_scalars):
+            return None
         try:
             batch = LockStep(members, signatures, self.stacks, self.used, strict).batch()
         except CannotReroll as reason:
