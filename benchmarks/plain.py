@@ -36,7 +36,7 @@ def compile_seconds(build, plugin: bool) -> float:
     """CPU seconds until the function of a new model has been compiled."""
     model = build()
     with nullcontext() if plugin else mvn.disable():
-        # what earlier models left behind is not this one's time, nor when it is looked for
+        # the garbage of earlier models is not this one's time, nor is it looked for meanwhile
         gc.collect()
         gc.disable()
         start = time.process_time()

@@ -258,11 +258,16 @@ def inline_formulas(fgraph) -> None:
     """Ops of structured covariances -> their formulas, where no kernel covers them."""
     ops = [(node, node.op) for node in fgraph.toposort() if isinstance(node.op, FusedOp)]
     nodes = [node for node, op in ops if op.is_inlined and not has_kernel(node)]
+    inline(fgraph, nodes)
+    if nodes:
+        MergeOptimizer().rewrite(fgraph)
+
+
+def inline(fgraph, nodes: Sequence[Apply]) -> None:
+    """Nodes of fused ops -> their formulas."""
     for node in nodes:
         replacements = zip(node.outputs, inline_ofg_node(node), strict=True)
         fgraph.replace_all(list(replacements), reason="mvn_inline_formulas")
-    if nodes:
-        MergeOptimizer().rewrite(fgraph)
 
 
 def has_kernel(node: Apply) -> bool:

@@ -3,13 +3,13 @@
 PyTensor rewrites their graphs for the backend of the whole, and runs them by Python's linker.
 """
 
-from pytensor.compile.rewriting import inline_ofg_node
 from pytensor.link.numba.linker import NumbaLinker
 from pytensor.tensor.optimize import rewrite_optimize_inner_graph
 from pytensor.tensor.rewriting.optimize import jit_rewrite_optimize_inner_graph
 
 from pytensor_mvn_rewrites.config import forced_here
 from pytensor_mvn_rewrites.graph import nodes_with
+from pytensor_mvn_rewrites.lower.numba_backend import inline
 from pytensor_mvn_rewrites.ops.gaussian import FusedOp
 from pytensor_mvn_rewrites.pipeline import GuardedGraphRewriter
 
@@ -29,6 +29,4 @@ def rewrite_as_written(linker, op, node, inner, *, mode) -> None:
 def formulas_of_fused_ops(fgraph) -> None:
     """The ops of this package, and those in their formulas, become formulas."""
     while fused := nodes_with(fgraph, FusedOp):
-        for node in fused:
-            replacements = zip(node.outputs, inline_ofg_node(node), strict=True)
-            fgraph.replace_all(list(replacements), reason="mvn_inline_formulas")
+        inline(fgraph, fused)

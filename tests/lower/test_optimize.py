@@ -9,8 +9,8 @@ from pytensor.tensor.optimize import ScipyWrapperOp, minimize, root
 
 import pytensor_mvn_rewrites as mvn
 from pytensor_mvn_rewrites import pipeline
-from pytensor_mvn_rewrites.graph import nodes_with
-from pytensor_mvn_rewrites.lower import optimize
+from pytensor_mvn_rewrites.graph import core_op, nodes_with
+from pytensor_mvn_rewrites.lower import numba_backend
 from pytensor_mvn_rewrites.lower._lowered import BackendOp
 from pytensor_mvn_rewrites.ops import mvnormal_logp
 from pytensor_mvn_rewrites.ops.gaussian import FusedOp
@@ -36,8 +36,7 @@ def ops_inside(fgraph) -> set:
     found = set()
     for node in fgraph.apply_nodes:
         found.add(node.op)
-        core = getattr(node.op, "core_op", node.op)
-        if isinstance(core, HasInnerGraph):
+        if isinstance(core := core_op(node.op), HasInnerGraph):
             found |= ops_inside(core.fgraph)
     return found
 
@@ -72,7 +71,7 @@ def test_failure_leaves_the_ops(monkeypatch):
         raise RuntimeError("injected")
 
     pipeline._failed.clear()
-    monkeypatch.setattr(optimize, "inline_ofg_node", failing)
+    monkeypatch.setattr(numba_backend, "inline_ofg_node", failing)
     flags = pytensor.config.change_flags(on_opt_error="warn")
     with flags, pytest.warns(mvn.RewriteFailedWarning, match="formulas_of_fused_ops"):
         function = solved(by_root=False)
