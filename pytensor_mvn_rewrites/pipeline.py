@@ -39,6 +39,7 @@ from pytensor.graph.rewriting.db import RewriteDatabase
 
 from pytensor_mvn_rewrites.checks import check_rewrite
 from pytensor_mvn_rewrites.config import OPT_IN_TAG, is_active, verifies
+from pytensor_mvn_rewrites.graph import op_types
 from pytensor_mvn_rewrites.names import collapsed, densities_of, new_linear_algebra
 
 #: Position of the lowering in `optdb`: after ``specialize`` (2), before elementwise fusion (49).
@@ -312,8 +313,7 @@ def _where_our_ops_are(rule: Callable) -> Callable:
 
     @wraps(rule)
     def guarded(fgraph):
-        kinds = {type(node.op) for node in fgraph.apply_nodes}
-        if any(kind.__module__.startswith(__package__) for kind in kinds):
+        if any(kind.__module__.startswith(__package__) for kind in op_types(fgraph)):
             rule(fgraph)
 
     return guarded
